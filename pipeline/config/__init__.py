@@ -1,0 +1,1 @@
+"""The run file: its types, its loader, its overrides."""

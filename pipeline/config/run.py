@@ -1,0 +1,86 @@
+"""The run file as types: what a YAML may hold at its top level."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipeline.config.strict import NOT_IN_KEY, StrictModel
+
+
+class ModelConfig(StrictModel):
+    """The base model that every stage shares. A stage may override single keys."""
+
+    base: str | None = None
+    "Hub id or local folder of a causal language model; leave out when a pretrain stage makes it."
+    revision: str | None = None
+    "Hub branch, tag or commit; pinned to a commit in the record."
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    "Precision of the frozen base. auto: bfloat16 on a GPU, float32 on a CPU."
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    "Attention kernel. auto: sdpa."
+    chat_template: str | None = None
+    "A Jinja file, or the name of a template that TRL ships; None keeps the tokenizer's own."
+    trust_remote_code: bool = False
+    "Run Python code that the model repository carries. Off unless you read that code."
+
+
+class TuningConfig(StrictModel):
+    """What is trained. One block for all stages; a stage may override single keys."""
+
+    method: Literal["lora", "qlora"] = "lora"
+    "lora trains low-rank adapters; qlora also holds the base in 4 bits (nf4, double quantisation)."
+    lora_r: int = Field(16, ge=1)
+    "Rank of the adapters. Larger learns more and costs more memory."
+    lora_alpha: float = Field(32, gt=0)
+    "Scale of the adapters: the update is multiplied by lora_alpha / lora_r."
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    "Dropout on the adapters' input, in SFT only: ratios and references need it off elsewhere."
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    "Linear layers that get an adapter, by name suffix."
+    gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IN_KEY)
+    "Recompute activations in the backward pass: less memory, about a third more time."
+
+
+class TrackingConfig(StrictModel):
+    """Dashboards that read metrics.jsonl. None of them can stop or slow a run."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    "auto: online when WANDB_API_KEY is set, else offline."
+    project: str = "triptych"
+    "Project name in W&B and experiment name in MLflow."
+    entity: str | None = None
+    "W&B team or user; None is the account's default."
+    tensorboard: bool = False
+    "Also write TensorBoard event files beside the run's manifest."
+    mlflow: str | None = None
+    "MLflow tracking address; None is off."
+
+
+class StageEntry(StrictModel):
+    """One stage of a run, before its own settings are checked by its card."""
+
+    kind: str
+    "Stage kind: pretrain, sft, reward, dpo, ppo, evaluate."
+    inputs: dict[str, str] = Field(default_factory=dict)
+    "Role -> stage name (or stage.output), or a path relative to the run file."
+    gate: dict[str, float] = Field(default_factory=dict)
+    "min_NAME / max_NAME -> bound on a final metric; children do not start when it is missed."
+    settings: dict[str, Any] = Field(default_factory=dict)
+    "Everything else the stage's block holds; typed by the card's config_type."
+
+
+class RunConfig(StrictModel):
+    """A whole run: one YAML file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    "Name of the run: its folder in the store and its group in W&B."
+    seed: int = Field(42, ge=0, le=2**32 - 1)
+    "Seed of every stage that does not set its own."
+    store: str = Field("runs", json_schema_extra=NOT_IN_KEY)
+    "Folder of committed stages, shared by all runs that name it; relative to the working directory."
+    model: ModelConfig = ModelConfig()
+    tuning: TuningConfig = TuningConfig()
+    stages: dict[str, StageEntry] = Field(min_length=1)
+    tracking: TrackingConfig = TrackingConfig()

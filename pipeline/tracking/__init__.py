@@ -1,0 +1,1 @@
+"""Metrics: written once to metrics.jsonl, read from there by every tracker."""

@@ -1,0 +1,1 @@
+"""Preference files: records, readers, checks, agreement, splits. Never imports torch."""

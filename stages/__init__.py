@@ -1,0 +1,1 @@
+"""What each stage does. One card a stage: config class, SPEC, run()."""

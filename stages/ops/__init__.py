@@ -1,0 +1,1 @@
+"""Pure tensor maths: masks, log-probs, advantages, losses, rewards."""

@@ -1,0 +1,1 @@
+"""What several stages share: loading, adapters, chat text, generation, checkpoints."""
