@@ -152,6 +152,4 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None)
     if weight.shape[1] != hidden.shape[1]:
         raise ValueError(f"the head has hidden size {weight.shape[1]}, the states {hidden.shape[1]}")
     if torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad)):
-        raise ValueError(
-            "the output embedding is trainable, but gets no gradient here: freeze it"
-        )
+        raise ValueError("the output embedding is trainable, but gets no gradient here: freeze it")
