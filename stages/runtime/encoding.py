@@ -1,0 +1,109 @@
+"""Text to token ids in which only the template writes control tokens. Imports no torch.
+
+Text that a person typed may hold the spelling of a control token, such as `<|im_end|>`. It is
+marked before the template is rendered and encoded as ordinary text, so it never becomes the id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARK = "\U000f5a17"
+"A private-use character: opens and closes the number of a marked spelling."
+_MARKED = re.compile(f"{_MARK}(\\d+){_MARK}")
+_THOUGHT = re.compile(r"^</?(think|thinking|thought|reasoning)>$")
+_ANCHOR_CHARACTERS = 32
+"Characters of the prompt that a response is encoded behind, to see the right left neighbour."
+
+
+class TextEncoder:
+    """Encodes rendered conversations; control tokens come from the template alone."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._added = {str(token): int(index) for index, token in tokenizer.added_tokens_decoder.items()}
+        special = {*tokenizer.all_special_tokens}
+        special |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._control = {text: tokenizer.convert_tokens_to_ids(text) for text in special if text}
+        self._compile()
+
+    def _compile(self) -> None:
+        def pattern(spellings: Sequence[str]) -> re.Pattern[str]:
+            longest_first = sorted(spellings, key=lambda text: (-len(text), text))
+            return re.compile("|".join(re.escape(text) for text in [*longest_first, _MARK]))
+
+        self._typed = pattern([*self._control])
+        self._answered = pattern([text for text in self._control if not _THOUGHT.match(text)])
+        self._control_ids = frozenset(self._control.values())
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids that only a template may write."""
+        return self._control_ids
+
+    @property
+    def added_ids(self) -> frozenset[int]:
+        """Ids of every token that was added to the vocabulary, special or not."""
+        return frozenset(self._added.values())
+
+    def reserve(self, token_ids: Sequence[int]) -> None:
+        """Count further ids, such as stop tokens that are not marked special, among the control tokens."""
+        for index in token_ids:
+            self._control[self._tokenizer.convert_ids_to_tokens(index)] = index
+        self._compile()
+
+    def mark(self, text: str, found: list[str], *, answer: bool = False) -> str:
+        """Replace each spelling of a control token by a numbered mark and note it in `found`.
+
+        In an answer the think tags stay: there they are the model's own words, and templates look for them.
+        """
+
+        def numbered(match: re.Match[str]) -> str:
+            found.append(match.group())
+            return f"{_MARK}{len(found) - 1}{_MARK}"
+
+        return (self._answered if answer else self._typed).sub(numbered, text)
+
+    def encode(self, rendered: str, found: Sequence[str] = ()) -> list[int]:
+        """Return the ids of rendered text; marked spellings become ordinary text again."""
+        if not found:
+            return self._plain(rendered)
+        ids: list[int] = []
+        for position, piece in enumerate(_MARKED.split(rendered)):
+            ids += self._literal(found[int(piece)]) if position % 2 else self._plain(piece)
+        return ids
+
+    def encode_after(self, before: str, rendered: str, found: Sequence[str] = ()) -> list[int]:
+        """Return the ids of `rendered` as they follow `before`, whose ids stay as they are.
+
+        Tokenizers that put a blank before the first word would change the text otherwise.
+        """
+        marked = _MARKED.search(rendered)
+        head, rest = (rendered[: marked.start()], rendered[marked.start() :]) if marked else (rendered, "")
+        anchor = before[before.rfind(_MARK) + 1 :][-_ANCHOR_CHARACTERS:]
+        lead, both = self._plain(anchor), self._plain(anchor + head)
+        ids = both[len(lead) :] if both[: len(lead)] == lead else self._plain(head)
+        return ids + (self.encode(rest, found) if rest else [])
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def _literal(self, spelling: str) -> list[int]:
+        ids = self._tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if self._control_ids.isdisjoint(ids):
+            return list(ids)
+        letters = [index for letter in spelling for index in self._plain(letter)]
+        if self._control_ids.isdisjoint(letters):
+            return letters
+        raise DataError(
+            f"the text holds {spelling!r}, which this tokenizer can only write as a control token",
+            hint="remove it from the row",
+            code="control-token",
+        )
