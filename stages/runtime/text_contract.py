@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import rfc8785
 
+from pipeline.contract import Checkpoint
 from pipeline.errors import Finding, HandOverError, ModelError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class TextContract:
         cls,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        base_fingerprint: str | None = None,
+        base: Checkpoint | None = None,
         generation_eos: Sequence[int] = (),
     ) -> TextContract:
         """Read the contract off a tokenizer.
@@ -62,7 +63,7 @@ class TextContract:
             vocabulary_size=len(tokenizer),
             tokenizer_sha256=tokenizer_digest(tokenizer),
             stop_token_ids=ChatText(tokenizer, generation_eos=generation_eos).stop_token_ids,
-            base_fingerprint=base_fingerprint,
+            base_fingerprint=base.fingerprint if base else None,
         )
 
     @classmethod
@@ -129,7 +130,7 @@ def check_same_text(
     parent_folder: Path,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    base_fingerprint: str | None = None,
+    base: Checkpoint | None = None,
     generation_eos: Sequence[int] = (),
     where: str = "",
 ) -> TextContract:
@@ -140,9 +141,7 @@ def check_same_text(
     Raises:
         HandOverError: template, special ids, vocabulary, stop ids or base differ; every difference is named.
     """
-    own = TextContract.from_tokenizer(
-        tokenizer, base_fingerprint=base_fingerprint, generation_eos=generation_eos
-    )
+    own = TextContract.from_tokenizer(tokenizer, base=base, generation_eos=generation_eos)
     parent = TextContract.read(parent_folder)
     found = own.differences(parent, where=where or str(parent_folder)) if parent else []
     if found:
