@@ -42,7 +42,9 @@ class Segments:
         """
         for prompt, answers in groups:
             if prompt < 0 or not answers or min(answers) < 1:
-                raise ValueError(f"a group needs a prompt and answers of at least one token: {prompt}, {answers}")
+                raise ValueError(
+                    f"a group needs a prompt and answers of at least one token: {prompt}, {answers}"
+                )
         return cls(tuple((prompt, tuple(answers)) for prompt, answers in groups))
 
     @property
@@ -122,7 +124,9 @@ def segment_attention(
     """
     refused = [name for name in ("s_aux", "position_bias", "cache") if others.get(name) is not None]
     if segments is None or dropout or refused:
-        raise NotImplementedError(f"shared-prompt attention needs segments, no dropout, and none of {refused}")
+        raise NotImplementedError(
+            f"shared-prompt attention needs segments, no dropout, and none of {refused}"
+        )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if softcap is None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _varlen(segments, query, key, value, scaling, sliding_window), None
@@ -143,8 +147,19 @@ def segment_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
+def pack_row(groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> tuple[Tensor, Segments]:
+    """Lay (prompt ids, ids of each answer) out as one row.
+
+    Returns:
+        Token ids (1, total) and the row's segments.
+    """
+    row = [token for prompt, answers in groups for part in (prompt, *answers) for token in part]
+    lengths = [(len(prompt), [len(answer) for answer in answers]) for prompt, answers in groups]
+    return torch.tensor(row, dtype=torch.long)[None], Segments.of(lengths)
+
+
 @contextmanager
-def segment_model(model: PreTrainedModel) -> Iterator[None]:
+def segment_model(model: nn.Module) -> Iterator[None]:
     """Give the model this attention for the time of the block, backward passes included.
 
     Every forward inside must pass `segments=`. The attention of before is set again at the end.
@@ -158,59 +173,6 @@ def segment_model(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for key, config in configs.items():
             config._attn_implementation = before[key]
-
-
-def supports_segments(model: PreTrainedModel, *, backbone: nn.Module, tolerance: float = 1e-4) -> str | None:
-    """Compare a packed row with separate sequences on a tiny input.
-
-    Returns:
-        None when the model can be packed, else one sentence with the reason.
-    """
-    size = min(int(backbone.get_input_embeddings().num_embeddings), 500)
-    prompts, answers = (5, 3), ((4, 3, 2), (6, 1))
-    ids = torch.arange(64).mul(37).add(11) % size
-    device = next(backbone.parameters()).device
-    window = getattr(backbone.config.get_text_config(), "sliding_window", None)
-    if window is not None and window <= 8:
-        prompts = (window + 3, 3)
-    rows, groups, at = [], [], 0
-    for prompt, lengths in zip(prompts, answers, strict=True):
-        start = ids[at : at + prompt]
-        for length in lengths:
-            at += length
-            rows.append((start, ids.roll(at)[:length]))
-        groups.append((prompt, lengths))
-        at += prompt
-    segments = Segments.of(groups)
-    row = _row(rows, groups)
-    with torch.no_grad():
-        separate = [_hidden(backbone, torch.cat(pair)[None].to(device))[0] for pair in rows]
-        try:
-            with segment_model(model):
-                position_ids = segments.position_ids().to(device)
-                packed = _hidden(backbone, row.to(device), position_ids=position_ids, segments=segments)[0]
-        except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-            return f"its attention cannot be packed ({str(error).splitlines()[0][:120]})"
-    blocks = packed.split(segments.query_lengths)
-    worst = max(float((block - whole[-len(block) :]).abs().max()) for block, whole in zip(blocks, separate, strict=True))
-    scale = max(float(whole.abs().max()) for whole in separate)
-    limit = tolerance if packed.dtype == torch.float32 else 0.05
-    if not worst <= limit * max(scale, 1.0):
-        return f"packed and separate sequences differ by {worst:.1e} (limit {limit:g})"
-    return None
-
-
-def _row(rows: Sequence[tuple[Tensor, Tensor]], groups: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
-    parts, at = [], 0
-    for _, answers in groups:
-        parts.append(rows[at][0])
-        parts.extend(answer for _, answer in rows[at : at + len(answers)])
-        at += len(answers)
-    return torch.cat(parts)[None]
-
-
-def _hidden(backbone: nn.Module, input_ids: Tensor, **arguments: Any) -> Tensor:
-    return backbone(input_ids=input_ids, use_cache=False, **arguments).last_hidden_state
 
 
 def _full_mask(segments: Segments, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
