@@ -6,21 +6,21 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.config.strict import NOT_IN_KEY, StrictModel
+from pipeline.config.strict import BY_CONTENT, NOT_IN_KEY, StrictModel
 
 
 class ModelConfig(StrictModel):
     """The base model that every stage shares. A stage may override single keys."""
 
-    base: str | None = None
+    base: str | None = Field(None, json_schema_extra=NOT_IN_KEY)
     "Hub id or local folder of a causal language model; leave out when a pretrain stage makes it."
-    revision: str | None = None
+    revision: str | None = Field(None, json_schema_extra=NOT_IN_KEY)
     "Hub branch, tag or commit; pinned to a commit in the record."
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     "Precision of the frozen base. auto: bfloat16 on a GPU, float32 on a CPU."
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     "Attention kernel. auto: sdpa."
-    chat_template: str | None = None
+    chat_template: str | None = Field(None, json_schema_extra=BY_CONTENT)
     "A Jinja file, or the name of a template that TRL ships; None keeps the tokenizer's own."
     trust_remote_code: bool = False
     "Run Python code that the model repository carries. Off unless you read that code."

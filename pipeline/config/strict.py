@@ -26,3 +26,6 @@ class StrictModel(BaseModel):
 
 
 NOT_IN_KEY: dict[str, Any] = {"in_key": False}
+
+BY_CONTENT: dict[str, Any] = {"by_content": True}
+"Mark of a field that may name a file: the stage key then holds the file's digest, not its path."
