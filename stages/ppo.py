@@ -1,0 +1,169 @@
+"""The ppo stage: improve the SFT policy against a reward, held near it by a KL price.
+
+The card only: settings and slots. The loop is stages/trainers/ppo.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.run import ModelConfig, TuningConfig
+from pipeline.config.strict import NOT_IN_KEY, StrictModel
+from pipeline.contract import ArtifactKind, InputSlot, StageContext, StageResult, StageSpec
+
+
+class PPOConfig(StrictModel):
+    """Settings of PPO. Names follow TRL and the papers."""
+
+    seed: int = 42
+    "Seed of sampling, prompt order and minibatches; the run's seed unless the stage sets its own."
+    model: ModelConfig = ModelConfig()
+    tuning: TuningConfig = TuningConfig()
+
+    total_iterations: int = Field(100, ge=1)
+    "Rounds of sampling and updating."
+    total_episodes: int | None = Field(None, ge=1)
+    "Responses to sample in all, rounded up to whole iterations; replaces total_iterations."
+    rollout_batch_size: int = Field(64, ge=1)
+    "Responses sampled an iteration. More gives steadier updates."
+    num_mini_batches: int = Field(2, ge=1)
+    "Optimizer steps into which one pass over the rollout batch is cut."
+    num_ppo_epochs: int = Field(2, ge=1)
+    "Passes over each rollout batch. More learns more from a sample and drifts further from it."
+    per_device_train_batch_size: int = Field(8, ge=1)
+    "Responses a micro-batch: sets memory and speed; the update is the same but for rounding."
+
+    learning_rate: float = Field(1e-5, gt=0)
+    "Peak learning rate of the policy adapter."
+    value_learning_rate: float | None = Field(None, gt=0)
+    "Peak learning rate of the value adapter and head; None is twice the policy's."
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    "How the learning rates fall after warm-up, an iteration at a time; linear and cosine end at 0."
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    "Share of the iterations over which the learning rates rise from 0."
+    adam_epsilon: float = Field(1e-5, gt=0)
+    "AdamW epsilon. Larger damps the first steps, when second moments are small."
+    max_grad_norm: float = Field(1.0, gt=0)
+    "Gradients of the policy and of the value function are each scaled down to this norm."
+
+    max_length: int = Field(1024, ge=2)
+    "Tokens of prompt and response together; a prompt that leaves no room for max_new_tokens is set aside."
+    max_new_tokens: int = Field(128, ge=1)
+    "Longest response in tokens, the stop token included."
+    temperature: float = Field(1.0, gt=0)
+    "Divides the logits, in sampling and in every log-prob."
+    generation_batch_size: int = Field(64, ge=1)
+    "Responses decoded at once; bounds the memory of the key-value cache."
+
+    reward_weight: float = 1.0
+    "Factor of the reward model's score in the mix."
+    function_weight: float = 1.0
+    "Factor of the reward function's score in the mix."
+    missing_eos_penalty: float = Field(1.0, ge=0)
+    "Taken off the score of a response that the length limit cut."
+    length_penalty: float = Field(0.0, ge=0)
+    "Taken off at max_new_tokens, falling linearly to nothing over length_penalty_buffer tokens."
+    length_penalty_buffer: int = Field(32, ge=1)
+    "Tokens before the limit over which length_penalty grows."
+    normalize_scores: bool = False
+    "Divide scores by their running standard deviation after taking off their running mean."
+    score_clip: float | None = Field(None, gt=0)
+    "Bound on the absolute score, after normalisation; None is off."
+    whiten_rewards: bool = False
+    "Scale the rewards of tokens to variance 1 over the rollout batch; the mean is not shifted."
+
+    kl_coef: float = Field(0.05, ge=0)
+    "Price of a nat of KL to the reference, paid token by token. Larger stays nearer to the SFT policy."
+    kl_target: float | None = Field(None, gt=0)
+    "Mean KL of a response, nats, to which kl_coef is steered; None keeps kl_coef fixed."
+    kl_horizon: float = Field(10_000, gt=0)
+    "Responses over which kl_coef can move by a fifth. Smaller steers harder."
+    gamma: float = Field(1.0, gt=0, le=1)
+    "Discount of a token."
+    lam: float = Field(0.95, ge=0, le=1)
+    "GAE lambda: 1 trusts the rewards alone, 0 the value function alone."
+    whiten_advantages: bool = True
+    "Shift and scale advantages to mean 0 and variance 1 over the tokens of the rollout batch."
+    cliprange: float = Field(0.2, gt=0, lt=1)
+    "How far the probability ratio of a token may move from 1 before its gradient stops."
+    cliprange_high: float | None = Field(None, gt=0)
+    "The same upwards; None is cliprange."
+    dual_clip: float | None = Field(None, gt=1)
+    "Bound on the weight of a bad token that became likely; None is off."
+    cliprange_value: float | None = Field(0.2, gt=0)
+    "How far a value may move in one iteration, in units of the score; None is off."
+    vf_coef: float = Field(0.5, gt=0)
+    "Factor of the value loss; its own learning rate and clipping make it matter little."
+    target_kl: float | None = Field(0.05, gt=0)
+    "An iteration's updates end once the policy is this far, nats a token, from the one that sampled."
+    value_init: Literal["auto", "reward", "policy"] = "auto"
+    "Start of the value function: reward model and head, or policy and zero head. auto: reward if given."
+    value_warmup_iterations: int = Field(0, ge=0)
+    "First iterations in which only the value function learns."
+
+    logging_steps: int = Field(1, ge=1, json_schema_extra=NOT_IN_KEY)
+    "Iterations between two lines of metrics."
+    save_steps: int = Field(10, ge=1, json_schema_extra=NOT_IN_KEY)
+    "Iterations between two checkpoints inside the stage."
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PPOConfig:
+        if self.num_mini_batches > self.rollout_batch_size:
+            raise ValueError(
+                f"num_mini_batches is {self.num_mini_batches}, more than the "
+                f"{self.rollout_batch_size} responses of rollout_batch_size"
+            )
+        if self.max_new_tokens >= self.max_length:
+            raise ValueError(
+                f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in max_length {self.max_length}"
+            )
+        return self
+
+    @property
+    def iterations(self) -> int:
+        """Rounds of sampling and updating in all."""
+        if self.total_episodes is None:
+            return self.total_iterations
+        return math.ceil(self.total_episodes / self.rollout_batch_size)
+
+    @property
+    def value_peak_learning_rate(self) -> float:
+        """Peak learning rate of the value function."""
+        return 2 * self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Longest prompt in tokens."""
+        return self.max_length - self.max_new_tokens
+
+
+def run(ctx: StageContext) -> StageResult:
+    """Train the policy of role `policy` against its rewards."""
+    from stages.trainers.ppo import train_ppo
+
+    return train_ppo(ctx)
+
+
+SPEC = StageSpec(
+    kind="ppo",
+    version=1,
+    config_type=PPOConfig,
+    inputs={
+        "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base of every role"),
+        "policy": InputSlot((ArtifactKind.ADAPTER,), help="the SFT adapter: start and reference"),
+        "reward": InputSlot((ArtifactKind.REWARD_MODEL,), required=False, help="the reward model"),
+        "reward_function": InputSlot(
+            (ArtifactKind.FUNCTION,),
+            required=False,
+            help="a Python file with score(prompt, response, row) -> float",
+        ),
+        "prompts": InputSlot((ArtifactKind.PROMPTS,), help="prompts to answer"),
+    },
+    outputs={"adapter": ArtifactKind.ADAPTER, "value": ArtifactKind.VALUE_MODEL},
+    run=run,
+    summary="PPO on one frozen base: policy, reference, reward and value are adapters of it",
+    metrics=("objective/kl", "objective/scores", "ppo/iterations", "ppo/eos_rate", "ppo/response_length"),
+)
