@@ -118,7 +118,7 @@ class PPOConfig(StrictModel):
             )
         if self.max_new_tokens >= self.max_length:
             raise ValueError(
-                f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in max_length {self.max_length}"
+                f"max_new_tokens {self.max_new_tokens} leaves no prompt room in max_length {self.max_length}"
             )
         return self
 

@@ -1,0 +1,144 @@
+"""Four roles on one frozen base: policy, reference, reward and value, each an adapter of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from pipeline.contract import Checkpoint
+from stages.ops.logprobs import linear_logprobs
+from stages.ppo import PPOConfig
+from stages.runtime.adapters import load_adapter, load_head, named_adapter_parameters
+from stages.runtime.loading import backbone, load_base
+from stages.runtime.output_head import OutputHead
+from stages.runtime.segment_check import supports_segments
+from stages.runtime.segments import segment_model
+from stages.runtime.switch import AdapterSwitch, enable_checkpointing
+from stages.trainers.ppo_batches import Collate, Episode, TokenBatch, packed_batch, padded_batch
+
+POLICY, REFERENCE, REWARD, VALUE = "policy", "ref", "reward", "value"
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The base, its adapters and heads, and the one way in which each role is asked."""
+
+    model: PeftModel
+    switch: AdapterSwitch
+    reward_head: nn.Linear | None
+    value_head: nn.Linear
+    temperature: float
+    unpacked_because: str | None
+    "Why rows are padded; None when they are packed."
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def collate(self) -> Collate:
+        """How episodes become a batch that this model can read."""
+        return packed_batch if self.unpacked_because is None else padded_batch
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold the model ready for collated batches, backward passes included; sampling stays outside."""
+        with segment_model(self.model) if self.unpacked_because is None else nullcontext():
+            yield
+
+    def batch(self, episodes: list[Episode]) -> TokenBatch:
+        """Collate episodes on the model's device."""
+        return self.collate(episodes, self.device)
+
+    def logprobs(
+        self, role: str, batch: TokenBatch, *, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the log-prob, at the sampling temperature, and entropy of every action, (actions,)."""
+        hidden = self._hidden(role, batch)[batch.before]
+        head = OutputHead.of(self.model)
+        return linear_logprobs(
+            hidden,
+            head.weight,
+            batch.targets,
+            temperature=self.temperature,
+            with_entropy=with_entropy,
+            bias=head.bias,
+            softcap=head.softcap,
+        )
+
+    def values(self, batch: TokenBatch) -> Tensor:
+        """Return the value of the state before every action, (actions,), in fp32."""
+        return self.value_head(self._hidden(VALUE, batch)[batch.before].float()).squeeze(-1)
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        """Return the reward model's score of every episode, read at its last token, (rows,), in fp32."""
+        if self.reward_head is None:
+            raise ValueError("no reward model was loaded")
+        return self.reward_head(self._hidden(REWARD, batch)[batch.last].float()).squeeze(-1)
+
+    def policy_parameters(self) -> dict[str, nn.Parameter]:
+        """Return what the policy loss trains, by name."""
+        return dict(named_adapter_parameters(self.model, POLICY))
+
+    def value_parameters(self) -> dict[str, nn.Parameter]:
+        """Return what the value loss trains, by name: its adapter and its head."""
+        head = {f"head.{name}": parameter for name, parameter in self.value_head.named_parameters()}
+        return {**dict(named_adapter_parameters(self.model, VALUE)), **head}
+
+    def _hidden(self, role: str, batch: TokenBatch) -> Tensor:
+        """Return the last hidden states under a role's adapter, (positions, hidden), flattened."""
+        self.switch.use(role)
+        output = backbone(self.model)(input_ids=batch.input_ids, use_cache=False, **batch.options)
+        return output.last_hidden_state.flatten(0, 1)
+
+
+def load_roles(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> Roles:
+    """Open the base once and put the adapters of all roles on it.
+
+    The policy and the reference are two copies of one SFT adapter; the value function is a
+    copy of the reward model, or of the policy with a head of zeros.
+
+    Raises:
+        ModelError: the base or an adapter cannot be read.
+        HandOverError: an adapter belongs to another base, or does not fit.
+    """
+    base = load_base(inputs["base"], config.model, config.tuning)
+    model = load_adapter(base, inputs["policy"], name=POLICY, trainable=True, tuning=config.tuning)
+    load_adapter(model, inputs["policy"], name=REFERENCE, trainable=False)
+    reward_head = None
+    if "reward" in inputs:
+        load_adapter(model, inputs["reward"], name=REWARD, trainable=False)
+        reward_head = _head(load_head(inputs["reward"]), model).requires_grad_(False)
+    start = value_start(inputs, config)
+    load_adapter(model, inputs[start], name=VALUE, trainable=True, tuning=config.tuning)
+    value_head = _head(load_head(inputs["reward"]) if start == "reward" else {}, model)
+    switch = AdapterSwitch(model)
+    switch.self_test()
+    if config.tuning.gradient_checkpointing:
+        enable_checkpointing(model, switch)
+    switch.use(POLICY)
+    because = supports_segments(model, backbone=backbone(model))
+    return Roles(model, switch, reward_head, value_head, config.temperature, because)
+
+
+def value_start(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> str:
+    """Return the input that the value function starts from: `reward` or `policy`."""
+    if config.value_init == "auto":
+        return "reward" if "reward" in inputs else "policy"
+    return config.value_init
+
+
+def _head(weights: Mapping[str, Tensor], model: PeftModel) -> nn.Linear:
+    """Build a scalar head in fp32 from stored weights; zeros where none are given."""
+    hidden = OutputHead.of(model).weight.shape[1]
+    head = nn.Linear(hidden, 1, bias="bias" in weights)
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            parameter.copy_(weights.get(name, torch.zeros_like(parameter)))
+    return head.to(next(model.parameters()).device)
