@@ -1,4 +1,4 @@
-"""What is random in PPO, as pure functions of the seed and the iteration: nothing to save, nothing to lose."""
+"""What is random in PPO, as pure functions of seed and iteration: nothing to save, nothing to lose."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from pipeline.contract import Checkpoint
-from stages.ops.logprobs import linear_logprobs
 from stages.ppo import PPOConfig
 from stages.runtime.adapters import load_adapter, load_head, named_adapter_parameters
 from stages.runtime.loading import backbone, load_base
@@ -30,6 +29,7 @@ class Roles:
 
     model: PeftModel
     switch: AdapterSwitch
+    output_head: OutputHead
     reward_head: nn.Linear | None
     value_head: nn.Linear
     temperature: float
@@ -61,15 +61,8 @@ class Roles:
     ) -> tuple[Tensor, Tensor | None]:
         """Return the log-prob, at the sampling temperature, and entropy of every action, (actions,)."""
         hidden = self._hidden(role, batch)[batch.before]
-        head = OutputHead.of(self.model)
-        return linear_logprobs(
-            hidden,
-            head.weight,
-            batch.targets,
-            temperature=self.temperature,
-            with_entropy=with_entropy,
-            bias=head.bias,
-            softcap=head.softcap,
+        return self.output_head.logprobs(
+            hidden, batch.targets, temperature=self.temperature, with_entropy=with_entropy
         )
 
     def values(self, batch: TokenBatch) -> Tensor:
@@ -111,20 +104,22 @@ def load_roles(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> Roles:
     base = load_base(inputs["base"], config.model, config.tuning)
     model = load_adapter(base, inputs["policy"], name=POLICY, trainable=True, tuning=config.tuning)
     load_adapter(model, inputs["policy"], name=REFERENCE, trainable=False)
+    output_head = OutputHead.of(model, backbone=backbone(model))
+    hidden_size, device = output_head.weight.shape[1], output_head.weight.device
     reward_head = None
     if "reward" in inputs:
         load_adapter(model, inputs["reward"], name=REWARD, trainable=False)
-        reward_head = _head(load_head(inputs["reward"]), model).requires_grad_(False)
+        reward_head = _head(load_head(inputs["reward"]), hidden_size, device).requires_grad_(False)
     start = value_start(inputs, config)
     load_adapter(model, inputs[start], name=VALUE, trainable=True, tuning=config.tuning)
-    value_head = _head(load_head(inputs["reward"]) if start == "reward" else {}, model)
+    value_head = _head(load_head(inputs["reward"]) if start == "reward" else {}, hidden_size, device)
     switch = AdapterSwitch(model)
     switch.self_test()
     if config.tuning.gradient_checkpointing:
         enable_checkpointing(model, switch)
     switch.use(POLICY)
     because = supports_segments(model, backbone=backbone(model))
-    return Roles(model, switch, reward_head, value_head, config.temperature, because)
+    return Roles(model, switch, output_head, reward_head, value_head, config.temperature, because)
 
 
 def value_start(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> str:
@@ -134,11 +129,10 @@ def value_start(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> str:
     return config.value_init
 
 
-def _head(weights: Mapping[str, Tensor], model: PeftModel) -> nn.Linear:
+def _head(weights: Mapping[str, Tensor], hidden_size: int, device: torch.device) -> nn.Linear:
     """Build a scalar head in fp32 from stored weights; zeros where none are given."""
-    hidden = OutputHead.of(model).weight.shape[1]
-    head = nn.Linear(hidden, 1, bias="bias" in weights)
+    head = nn.Linear(hidden_size, 1, bias="bias" in weights)
     with torch.no_grad():
         for name, parameter in head.named_parameters():
             parameter.copy_(weights.get(name, torch.zeros_like(parameter)))
-    return head.to(next(model.parameters()).device)
+    return head.to(device)
