@@ -1,0 +1,25 @@
+"""All formats that can be read, by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from pipeline.errors import DataError
+from reward.preferences.readers import native, trl
+from reward.preferences.readers.format import Format
+
+ALL: tuple[Format, ...] = (*native.FORMATS, *trl.FORMATS)
+
+
+def by_name(name: str, *, where: str = "") -> Format:
+    """Return a format by its name.
+
+    Raises:
+        DataError: no such format; the message names the closest one.
+    """
+    for form in ALL:
+        if form.name == name:
+            return form
+    close = difflib.get_close_matches(name, [form.name for form in ALL], n=1)
+    hint = f"format: {close[0]}" if close else "triptych data formats"
+    raise DataError(f"there is no format {name!r}", where=where, hint=hint, code="unknown-format")

@@ -1,0 +1,253 @@
+"""Pairs for training, derived from comparison records: a side that is better, and by how many votes."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from reward.preferences.detect import Verdict
+from reward.preferences.mapping import load_mapping
+from reward.preferences.notes import RowFinding
+from reward.preferences.records import PreferenceRecord, Prompt, Vote, digest, prompt_group, prompt_text
+from reward.preferences.source import open_source
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two responses to one prompt; `chosen` has the larger share of votes."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    label: float
+    "P(chosen is better) = (wins + ties / 2) / votes; above 0.5, or exactly 0.5 in PairSet.ties."
+    margin: float | None
+    line: int
+    "Line of the source where the comparison begins."
+    group: str
+    "Name of the prompt: pairs of one group stay on one side of every split."
+    votes: int
+    weight: float
+    "1 / number of pairs of the comparison, so that a K-way ranking counts as one."
+    tie: bool
+    "True when more votes say tie than name either side."
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that was set aside, and why."""
+
+    line: int
+    check: str
+    field: str
+    message: str
+    raw: str
+    "The row as the file holds it."
+    also: tuple[RowFinding, ...] = ()
+    "Further reasons."
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """Something odd about a row that was kept."""
+
+    line: int
+    check: str
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Counts of one reading; accepted + rejected = read."""
+
+    read: int
+    accepted: int
+    rejected: int
+    comparisons: int
+    pairs: int
+    ties: int
+    "Pairs whose votes are exactly even."
+    unpaired: int
+    "Comparisons with one response."
+    unjudged: int
+    "Comparisons without a vote that counts."
+    rejected_by: dict[str, int]
+    flagged_by: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PairSet:
+    """What a preference file gives to training."""
+
+    path: Path
+    verdict: Verdict
+    pairs: list[Pair]
+    ties: list[Pair]
+    rejects: list[Reject]
+    flags: list[Flag]
+    unpaired: list[PreferenceRecord]
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Votes on an ordered pair of responses."""
+
+    wins: int
+    losses: int
+    ties: int
+
+    @property
+    def total(self) -> int:
+        """Votes that count."""
+        return self.wins + self.losses + self.ties
+
+    @property
+    def share(self) -> float:
+        """Soft label of the first response."""
+        return (self.wins + 0.5 * self.ties) / self.total
+
+    @property
+    def majority(self) -> str | None:
+        """Return first, second or tie; None when two of them have equally many votes."""
+        counts = {"first": self.wins, "second": self.losses, "tie": self.ties}
+        best = max(counts.values())
+        leaders = [name for name, count in counts.items() if count == best]
+        return leaders[0] if len(leaders) == 1 else None
+
+
+def load_pairs(path: Path, *, mapping: Path | None = None) -> PairSet:
+    """Read a preference file and derive its pairs.
+
+    Args:
+        path: any file of the catalogue.
+        mapping: YAML that says how to read it; it wins over detection.
+
+    Raises:
+        DataError: the file is missing, unreadable, or its format or direction is not known.
+    """
+    source = open_source(path, load_mapping(mapping))
+    records: list[PreferenceRecord] = []
+    rejects: list[Reject] = []
+    flags: list[Flag] = []
+    num_read = 0
+    for row in source.rows:
+        num_read += 1
+        flags += [Flag(row.raw.line, item.check, item.field, item.message) for item in row.flags]
+        if row.accepted:
+            records += row.records
+        else:
+            first = row.rejections[0]
+            rejects.append(
+                Reject(
+                    row.raw.line, first.check, first.field, first.message, row.raw.text, row.rejections[1:]
+                )
+            )
+    return _pair_set(path, source.verdict, num_read, merge_votes(records), rejects, flags)
+
+
+def _pair_set(
+    path: Path,
+    verdict: Verdict,
+    num_read: int,
+    records: list[PreferenceRecord],
+    rejects: list[Reject],
+    flags: list[Flag],
+) -> PairSet:
+    derived = [pair for record in records for pair in pairs_of(record)]
+    pairs = [pair for pair in derived if pair.label > 0.5]
+    ties = [pair for pair in derived if pair.label == 0.5]
+    report = Report(
+        read=num_read,
+        accepted=num_read - len(rejects),
+        rejected=len(rejects),
+        comparisons=len(records),
+        pairs=len(pairs),
+        ties=len(ties),
+        unpaired=sum(1 for record in records if len(record.responses) == 1),
+        unjudged=sum(
+            1 for r in records if len(r.responses) > 1 and not any(vote.kind.counts for vote in r.votes)
+        ),
+        rejected_by=dict(sorted(Counter(reject.check for reject in rejects).items())),
+        flagged_by=dict(sorted(Counter(flag.check for flag in flags).items())),
+    )
+    unpaired = [record for record in records if len(record.responses) == 1]
+    return PairSet(path, verdict, pairs, ties, rejects, flags, unpaired, report)
+
+
+def merge_votes(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
+    """Gather the votes of named annotators on one comparison that stand in several rows.
+
+    Rows without an annotator stay as they are: nobody can say whether they are one comparison.
+    """
+    merged: dict[Any, PreferenceRecord] = {}
+    for number, record in enumerate(records):
+        named = bool(record.votes) and all(vote.annotator is not None for vote in record.votes)
+        key = comparison_key(record) if named else number
+        earlier = merged.get(key)
+        merged[key] = record if earlier is None else _with_votes_of(earlier, record)
+    return list(merged.values())
+
+
+def comparison_key(record: PreferenceRecord) -> str:
+    """Return a name of prompt and responses that does not depend on the order of the responses."""
+    texts = sorted(digest(response.text) for response in record.responses)
+    return digest(prompt_text(record.prompt), *texts)
+
+
+def _with_votes_of(first: PreferenceRecord, second: PreferenceRecord) -> PreferenceRecord:
+    ids = {digest(response.text): response.id for response in first.responses}
+    names = {response.id: ids[digest(response.text)] for response in second.responses}
+    votes = tuple(_renamed(vote, names) for vote in second.votes)
+    ratings = tuple(replace(rating, response=names[rating.response]) for rating in second.ratings)
+    return replace(first, votes=first.votes + votes, ratings=first.ratings + ratings)
+
+
+def _renamed(vote: Vote, names: dict[str, str]) -> Vote:
+    tiers = tuple(tuple(names[name] for name in tier) for tier in vote.tiers)
+    order = None if vote.shown_order is None else tuple(names[name] for name in vote.shown_order)
+    return replace(vote, tiers=tiers, shown_order=order)
+
+
+def pairs_of(record: PreferenceRecord) -> Iterator[Pair]:
+    """Derive every pair of a comparison that got a vote; the better side stands first."""
+    counted = [vote for vote in record.votes if vote.kind.counts]
+    judged = [
+        (first, second, tally)
+        for first, second in itertools.combinations(record.responses, 2)
+        if (tally := tally_of(counted, first.id, second.id)).total
+    ]
+    group = prompt_group(record.prompt) if judged else ""
+    for first, second, tally in judged:
+        swapped = tally.share < 0.5
+        better, worse = (second, first) if swapped else (first, second)
+        margin = record.margin
+        yield Pair(
+            record.prompt,
+            better.text,
+            worse.text,
+            label=1 - tally.share if swapped else tally.share,
+            margin=-margin if margin is not None and swapped else margin,
+            line=record.line,
+            group=group,
+            votes=tally.total,
+            weight=1 / len(judged),
+            tie=tally.ties > max(tally.wins, tally.losses),
+        )
+
+
+def tally_of(votes: Iterable[Vote], first: str, second: str) -> Tally:
+    """Count the votes on two responses; a vote that did not place both says nothing."""
+    wins = losses = ties = 0
+    for vote in votes:
+        places = {name: place for place, tier in enumerate(vote.tiers) for name in tier}
+        if first in places and second in places:
+            wins += places[first] < places[second]
+            losses += places[first] > places[second]
+            ties += places[first] == places[second]
+    return Tally(wins, losses, ties)

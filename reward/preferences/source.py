@@ -1,0 +1,137 @@
+"""Streams a file as rows that each end as records or as a rejection: accepted + rejected = read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from reward.preferences.checks.structure import check_structure
+from reward.preferences.detect import SAMPLE_ROWS, Verdict, detect
+from reward.preferences.lines import RawRow, text_rows
+from reward.preferences.mapping import Mapping
+from reward.preferences.notes import RowFinding, RowNotes, RowRejected
+from reward.preferences.readers.format import Format
+from reward.preferences.records import PreferenceRecord
+from reward.preferences.textfile import TextForm, data_suffix
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRow:
+    """A row of the source after reading: its records, or why it has none."""
+
+    raw: RawRow
+    records: tuple[PreferenceRecord, ...]
+    rejections: tuple[RowFinding, ...]
+    flags: tuple[RowFinding, ...]
+
+    @property
+    def accepted(self) -> bool:
+        """True when nothing set the row aside."""
+        return not self.rejections
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An opened preference file."""
+
+    path: Path
+    verdict: Verdict
+    text_form: TextForm | None
+    "None for workbooks and Parquet files."
+    rows: Iterator[ReadRow]
+
+
+def open_source(path: Path, mapping: Mapping | None = None) -> Source:
+    """Open a file and decide its format; rows are read as they are asked for.
+
+    Raises:
+        DataError: missing, unreadable, empty, or of no known format.
+    """
+    mapping = mapping or Mapping()
+    form, raw_rows = raw_rows_of(path, mapping)
+    sample = list(itertools.islice(raw_rows, SAMPLE_ROWS))
+    if not sample:
+        raise DataError(f"{path.name} holds no row", where=str(path), code="empty-file")
+    verdict = detect(sample, mapping, where=str(path))
+    rows = _read_rows(itertools.chain(sample, raw_rows), verdict.format, mapping)
+    return Source(path, verdict, form, rows)
+
+
+def raw_rows_of(path: Path, mapping: Mapping) -> tuple[TextForm | None, Iterator[RawRow]]:
+    """Open a file by its physical form."""
+    return text_rows(path, data_suffix(path), mapping.table)
+
+
+def _read_rows(raw_rows: Iterable[RawRow], form: Format, mapping: Mapping) -> Iterator[ReadRow]:
+    options = mapping.model_dump()
+    if form.span is None:
+        for raw in raw_rows:
+            yield _read_row(raw, form, options)
+        return
+    for span in _spans(raw_rows, form):
+        yield from _read_span(span, form, options)
+
+
+def _read_row(raw: RawRow, form: Format, options: dict[str, Any]) -> ReadRow:
+    notes = RowNotes()
+    records: list[PreferenceRecord] = []
+    if raw.problem is not None:
+        notes.rejections.append(raw.problem)
+    elif not isinstance(raw.value, dict):
+        notes.reject("wrong_type", "", "the row is not an object")
+    else:
+        try:
+            records = [replace(record, line=raw.line) for record in form.read(raw.value, notes, options)]
+        except RowRejected as rejected:
+            notes.rejections.append(rejected.finding)
+    return _finished(raw, records, notes)
+
+
+def _finished(raw: RawRow, records: list[PreferenceRecord], notes: RowNotes) -> ReadRow:
+    for record in records:
+        check_structure(record, notes)
+    kept = () if notes.rejections else tuple(records)
+    return ReadRow(raw, kept, tuple(notes.rejections), tuple(notes.flags))
+
+
+def _spans(raw_rows: Iterable[RawRow], form: Format) -> Iterator[list[RawRow]]:
+    """Group neighbouring rows that are one comparison."""
+    if form.span is None:
+        raise ValueError("the format has no span")
+    span: list[RawRow] = []
+    last: Any = None
+    for raw in raw_rows:
+        readable = raw.problem is None and isinstance(raw.value, dict)
+        key = form.span(raw.value) if readable else None
+        full = form.max_span is not None and len(span) >= form.max_span
+        if span and (key is None or key != last or full):
+            yield span
+            span = []
+        last = key
+        span.append(raw)
+    if span:
+        yield span
+
+
+def _read_span(span: list[RawRow], form: Format, options: dict[str, Any]) -> Iterator[ReadRow]:
+    """Read rows that are one comparison; its records hang on the first row."""
+    if form.join is None:
+        raise ValueError("a format with a span has a join")
+    if len(span) == 1 and (span[0].problem is not None or not isinstance(span[0].value, dict)):
+        yield _read_row(span[0], form, options)
+        return
+    notes = RowNotes()
+    records: list[PreferenceRecord] = []
+    try:
+        found = form.join([raw.value for raw in span], notes, options)
+        records = [replace(record, line=span[0].line) for record in found]
+    except RowRejected as rejected:
+        notes.rejections.append(rejected.finding)
+    first = _finished(span[0], records, notes)
+    yield first
+    for raw in span[1:]:
+        yield ReadRow(raw, (), first.rejections, ())
