@@ -73,33 +73,43 @@ class TextEncoder:
 
     def encode(self, rendered: str, found: Sequence[str] = ()) -> list[int]:
         """Return the ids of rendered text; marked spellings become ordinary text again."""
-        if not found:
-            return self._plain(rendered)
-        ids: list[int] = []
-        for position, piece in enumerate(_MARKED.split(rendered)):
-            ids += self._literal(found[int(piece)]) if position % 2 else self._plain(piece)
-        return ids
+        return self.encode_after("", rendered, found)
 
     def encode_after(self, before: str, rendered: str, found: Sequence[str] = ()) -> list[int]:
         """Return the ids of `rendered` as they follow `before`, whose ids stay as they are.
 
         Tokenizers that put a blank before the first word would change the text otherwise.
         """
-        marked = _MARKED.search(rendered)
-        head, rest = (rendered[: marked.start()], rendered[marked.start() :]) if marked else (rendered, "")
-        anchor = before[before.rfind(_MARK) + 1 :][-_ANCHOR_CHARACTERS:]
-        lead, both = self._plain(anchor), self._plain(anchor + head)
-        ids = both[len(lead) :] if both[: len(lead)] == lead else self._plain(head)
-        return ids + (self.encode(rest, found) if rest else [])
+        ids: list[int] = []
+        before = before[before.rfind(_MARK) + 1 :]
+        for position, piece in enumerate(_MARKED.split(rendered)):
+            typed = bool(position % 2)
+            text = found[int(piece)] if typed else piece
+            ids += self._literal(before, text) if typed else self._follow(before, text)
+            # The end of a typed spelling is an anchor only in part: whole, it would be the control token.
+            before = text[-2:] if typed else (before + text)[-_ANCHOR_CHARACTERS:]
+        return ids
 
-    def _plain(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+    def _follow(self, before: str, text: str, *, typed: bool = False) -> list[int]:
+        """Return the ids that `text` adds after the end of `before`."""
+        anchor = before[-_ANCHOR_CHARACTERS:]
+        if anchor:
+            lead, both = self._ids(anchor, typed=typed), self._ids(anchor + text, typed=typed)
+            if both[: len(lead)] == lead:
+                return both[len(lead) :]
+        return self._ids(text, typed=typed)
 
-    def _literal(self, spelling: str) -> list[int]:
-        ids = self._tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    def _ids(self, text: str, *, typed: bool = False) -> list[int]:
+        if not text:
+            return []
+        ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=typed)["input_ids"]
+        return list(ids)
+
+    def _literal(self, before: str, spelling: str) -> list[int]:
+        ids = self._follow(before, spelling, typed=True)
         if self._control_ids.isdisjoint(ids):
-            return list(ids)
-        letters = [index for letter in spelling for index in self._plain(letter)]
+            return ids
+        letters = [index for letter in spelling for index in self._ids(letter)]
         if self._control_ids.isdisjoint(letters):
             return letters
         raise DataError(
