@@ -5,13 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Protocol
 
 from reward.preferences.near import near_duplicates
-from reward.preferences.pairs import Pair
-from reward.preferences.records import prompt_words
+from reward.preferences.records import Prompt, prompt_words
 
 
-def split_groups(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[int], list[int]]:
+class Grouped(Protocol):
+    """A pair or a demonstration: a row that knows its prompt and the prompt's name."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt itself."""
+
+    @property
+    def group(self) -> str:
+        """Name that all rows of one prompt share."""
+
+
+def split_groups(pairs: Sequence[Grouped], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Divide pairs into training and held-out, by components of near-duplicate prompts.
 
     Which side a component falls on depends on its prompts and the seed, not on the order of
@@ -45,7 +57,7 @@ def split_groups(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[i
     return [index for index in range(len(pairs)) if index not in held], sorted(held_out)
 
 
-def prompt_components(pairs: Sequence[Pair]) -> dict[str, str]:
+def prompt_components(pairs: Sequence[Grouped]) -> dict[str, str]:
     """Return, for every prompt group, the name of its component of near-duplicate prompts."""
     texts: dict[str, str] = {}
     for pair in pairs:
