@@ -81,6 +81,10 @@ class RunConfig(StrictModel):
     store: str = Field("runs", json_schema_extra=NOT_IN_KEY)
     "Folder of committed stages, shared by all runs that name it; relative to the working directory."
     model: ModelConfig = ModelConfig()
+    "The base model of every stage that does not say otherwise."
     tuning: TuningConfig = TuningConfig()
+    "What is trained, in every stage that does not say otherwise."
     stages: dict[str, StageEntry] = Field(min_length=1)
+    "The stages by name, in any order; inputs decide which runs first."
     tracking: TrackingConfig = TrackingConfig()
+    "Dashboards that follow the run."

@@ -1,0 +1,140 @@
+"""The child process that follows metrics files and feeds the trackers.
+
+It is told what to follow by JSON lines on its standard input, and says what failed on its
+standard output. When its input ends it finishes what it has: training never waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from pipeline.config.run import TrackingConfig
+from pipeline.tracking.lines import MetricsTail
+from pipeline.tracking.stage import Status, TrackedStage, Tracker, make
+
+POLL_SECONDS = 0.5
+END: dict[str, Any] = {"do": "close"}
+
+
+@dataclass(slots=True)
+class Guarded:
+    """A tracker behind the one place where any failure of it ends: it is dropped and named."""
+
+    name: str
+    make: Callable[[], Tracker]
+    say: Callable[[str], None]
+    dropped: bool = False
+    tracker: Tracker | None = None
+
+    def call(self, method: str, *arguments: Any) -> None:
+        """Call a method of the tracker; after a first failure, do nothing."""
+        if self.dropped:
+            return
+        try:
+            self.tracker = self.tracker or self.make()
+            getattr(self.tracker, method)(*arguments)
+        except Exception as error:  # noqa: BLE001 - a dashboard may fail in any way and must not matter
+            self.dropped = True
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            self.say(f"{self.name} is left out from here on ({reason}); metrics.jsonl has everything")
+
+
+@dataclass(slots=True)
+class Follower:
+    """Follows one stage after another."""
+
+    trackers: list[Guarded]
+    tail: MetricsTail | None = None
+    open_stage: bool = field(default=False)
+
+    def handle(self, message: Mapping[str, Any]) -> None:
+        """Do what one message says."""
+        if message["do"] == "stage_started":
+            self.end("interrupted", {})
+            stage = TrackedStage(**message["stage"])
+            self.open_stage = True
+            self.each("start", stage)
+        elif message["do"] == "tail":
+            self.poll()
+            self.tail = MetricsTail(Path(message["path"]))
+        elif message["do"] == "stage_ended":
+            self.end(message["status"], message["record"])
+
+    def poll(self) -> None:
+        """Pass on the lines that were written since the last time."""
+        if self.tail is not None and self.open_stage:
+            lines = list(self.tail.read())
+            if lines:
+                self.each("log", lines)
+
+    def end(self, status: Status, record: Mapping[str, Any]) -> None:
+        """Pass on the last lines and close the stage."""
+        if not self.open_stage:
+            return
+        self.poll()
+        if self.tail is not None:
+            self.tail.close()
+            self.tail = None
+        self.each("finish", status, record)
+        self.open_stage = False
+
+    def each(self, method: str, *arguments: Any) -> None:
+        for tracker in self.trackers:
+            tracker.call(method, *arguments)
+
+
+def follow(messages: TextIO, say: Callable[[str], None], *, poll_seconds: float = POLL_SECONDS) -> None:
+    """Follow until the messages end; the first one names the trackers and the run's folder."""
+    inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    opening = json.loads(messages.readline())
+    threading.Thread(target=_read, args=(messages, inbox), daemon=True).start()
+    tracking = TrackingConfig.model_validate(opening["tracking"])
+    folder = Path(opening["folder"])
+    follower = Follower([_guarded(name, tracking, folder, say) for name in opening["trackers"]])
+    while True:
+        try:
+            message = inbox.get(timeout=poll_seconds)
+        except queue.Empty:
+            follower.poll()
+            continue
+        if message == END:
+            follower.end("interrupted", {})
+            return
+        follower.handle(message)
+
+
+def _guarded(name: str, tracking: TrackingConfig, folder: Path, say: Callable[[str], None]) -> Guarded:
+    return Guarded(name, lambda: make(name, tracking=tracking, folder=folder), say)
+
+
+def _read(messages: TextIO, inbox: queue.SimpleQueue[dict[str, Any]]) -> None:
+    try:
+        for text in messages:
+            inbox.put(json.loads(text))
+    finally:
+        inbox.put(END)
+
+
+def main() -> None:
+    """Follow what standard input says; keep standard output for what the parent must hear."""
+    spoken = sys.stdout
+    sys.stdout = sys.stderr
+
+    def say(text: str) -> None:
+        spoken.write(text + "\n")
+        spoken.flush()
+
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    follow(sys.stdin, say)
+
+
+if __name__ == "__main__":
+    main()
