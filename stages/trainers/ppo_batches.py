@@ -75,12 +75,18 @@ def _batch(
     device: torch.device,
     options: Mapping[str, Any],
 ) -> TokenBatch:
-    before, last, targets = [], [], []
+    before: list[int] = []
+    last: list[int] = []
+    targets: list[int] = []
     for start, episode in zip(starts, episodes, strict=False):
         first = start + len(episode.prompt) - 1
         before.extend(range(first, first + len(episode.response)))
         last.append(start + episode.length - 1)
         targets.extend(episode.response)
-    positions = (torch.tensor(before), torch.tensor(last), torch.tensor(targets))
-    on_device = (tensor.to(device) for tensor in (input_ids, *positions))
-    return TokenBatch(*on_device, options)
+    return TokenBatch(
+        input_ids.to(device),
+        torch.tensor(before, device=device),
+        torch.tensor(last, device=device),
+        torch.tensor(targets, device=device),
+        options,
+    )

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
 
 from stages.ppo import PPOConfig
+from stages.trainers.order import order, seed_of
 
 
-def seeded(seed: int, *purpose: str | int) -> torch.Generator:
-    """Return a fresh generator for one purpose, such as (\"sample\", iteration)."""
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+def sampling_generator(seed: int, iteration: int) -> torch.Generator:
+    """Return the generator that an iteration samples its responses with."""
+    return torch.Generator().manual_seed(seed_of(seed, "sample", iteration))
 
 
 def prompts_of(iteration: int, *, num_prompts: int, batch_size: int, seed: int) -> list[int]:
     """Return which prompts an iteration answers: every pass over them is a new permutation."""
     rows: list[int] = []
-    position = iteration * batch_size
     while len(rows) < batch_size:
-        epoch, start = divmod(position + len(rows), num_prompts)
-        order = torch.randperm(num_prompts, generator=seeded(seed, "prompts", epoch)).tolist()
-        rows.extend(order[start : start + batch_size - len(rows)])
+        epoch, start = divmod(iteration * batch_size + len(rows), num_prompts)
+        rows.extend(order(seed, epoch, num_prompts)[start : start + batch_size - len(rows)])
     return rows
 
 
@@ -34,26 +32,27 @@ def minibatches(
 
     Which rows share a minibatch does not depend on the micro-batch size. Inside a minibatch
     rows of like length go together.
+
+    Args:
+        lengths: tokens of each rollout, prompt included.
+        config: how many minibatches, how many rows a micro-batch.
+        iteration: of the stage.
+        epoch: pass over the rollouts of this iteration.
     """
-    generator = seeded(config.seed, "minibatches", iteration, epoch)
-    order = torch.randperm(len(lengths), generator=generator)
+    shuffled = torch.tensor(order(seed_of(config.seed, "minibatches", iteration), epoch, len(lengths)))
     size = config.per_device_train_batch_size
     parts = []
-    for part in order.tensor_split(config.num_mini_batches):
+    for part in shuffled.tensor_split(config.num_mini_batches):
         rows = sorted(part.tolist(), key=lambda row: (lengths[row], row))
         parts.append([rows[start : start + size] for start in range(0, len(rows), size)])
     return parts
 
 
 def learning_rate_factor(iteration: int, config: PPOConfig) -> float:
-    """Return the share of the peak learning rate that an iteration uses; the last one still learns."""
+    """Return the share of the peak learning rates that an iteration uses; the last one still learns."""
     total = config.iterations
-    warmup = max(1, round(config.warmup_ratio * total))
-    rise = min(1.0, (iteration + 1) / warmup)
-    left = 1.0 - iteration / total
-    fall = {
-        "linear": left,
-        "cosine": 0.5 * (1 + float(torch.cos(torch.tensor((1 - left) * torch.pi, dtype=torch.float64)))),
-        "constant": 1.0,
-    }
-    return rise * fall[config.lr_scheduler_type]
+    rise = min(1.0, (iteration + 1) / max(1, math.ceil(config.warmup_ratio * total)))
+    done = iteration / total
+    if config.lr_scheduler_type == "cosine":
+        return rise * 0.5 * (1 + math.cos(math.pi * done))
+    return rise * (1 - done if config.lr_scheduler_type == "linear" else 1.0)

@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from pipeline.contract import Checkpoint
+from reward.model import ScoreHead
 from stages.ppo import PPOConfig
 from stages.runtime.adapters import load_adapter, load_head, named_adapter_parameters
 from stages.runtime.loading import backbone, load_base
@@ -30,8 +31,8 @@ class Roles:
     model: PeftModel
     switch: AdapterSwitch
     output_head: OutputHead
-    reward_head: nn.Linear | None
-    value_head: nn.Linear
+    reward_head: ScoreHead | None
+    value_head: ScoreHead
     temperature: float
     unpacked_because: str | None
     "Why rows are padded; None when they are packed."
@@ -52,6 +53,18 @@ class Roles:
         with segment_model(self.model) if self.unpacked_because is None else nullcontext():
             yield
 
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Let activation checkpointing act, while everything else, dropout too, stays in eval()."""
+        layers = [part for part in self.model.modules() if getattr(part, "gradient_checkpointing", False)]
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
     def batch(self, episodes: list[Episode]) -> TokenBatch:
         """Collate episodes on the model's device."""
         return self.collate(episodes, self.device)
@@ -67,13 +80,13 @@ class Roles:
 
     def values(self, batch: TokenBatch) -> Tensor:
         """Return the value of the state before every action, (actions,), in fp32."""
-        return self.value_head(self._hidden(VALUE, batch)[batch.before].float()).squeeze(-1)
+        return self.value_head(self._hidden(VALUE, batch)[batch.before])
 
     def scores(self, batch: TokenBatch) -> Tensor:
         """Return the reward model's score of every episode, read at its last token, (rows,), in fp32."""
         if self.reward_head is None:
             raise ValueError("no reward model was loaded")
-        return self.reward_head(self._hidden(REWARD, batch)[batch.last].float()).squeeze(-1)
+        return self.reward_head(self._hidden(REWARD, batch)[batch.last])
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
         """Return what the policy loss trains, by name."""
@@ -106,20 +119,21 @@ def load_roles(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> Roles:
     load_adapter(model, inputs["policy"], name=REFERENCE, trainable=False)
     output_head = OutputHead.of(model, backbone=backbone(model))
     hidden_size, device = output_head.weight.shape[1], output_head.weight.device
+    start = value_start(inputs, config)
+    stored = load_head(inputs["reward"]) if "reward" in inputs else {}
     reward_head = None
     if "reward" in inputs:
         load_adapter(model, inputs["reward"], name=REWARD, trainable=False)
-        reward_head = _head(load_head(inputs["reward"]), hidden_size, device).requires_grad_(False)
-    start = value_start(inputs, config)
+        reward_head = ScoreHead.from_tensors(stored).to(device).requires_grad_(False)
     load_adapter(model, inputs[start], name=VALUE, trainable=True, tuning=config.tuning)
-    value_head = _head(load_head(inputs["reward"]) if start == "reward" else {}, hidden_size, device)
+    value_head = ScoreHead.from_tensors(stored) if start == "reward" else ScoreHead(hidden_size)
     switch = AdapterSwitch(model)
     switch.self_test()
     if config.tuning.gradient_checkpointing:
         enable_checkpointing(model, switch)
     switch.use(POLICY)
     because = supports_segments(model, backbone=backbone(model))
-    return Roles(model, switch, output_head, reward_head, value_head, config.temperature, because)
+    return Roles(model, switch, output_head, reward_head, value_head.to(device), config.temperature, because)
 
 
 def value_start(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> str:
@@ -127,12 +141,3 @@ def value_start(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> str:
     if config.value_init == "auto":
         return "reward" if "reward" in inputs else "policy"
     return config.value_init
-
-
-def _head(weights: Mapping[str, Tensor], hidden_size: int, device: torch.device) -> nn.Linear:
-    """Build a scalar head in fp32 from stored weights; zeros where none are given."""
-    head = nn.Linear(hidden_size, 1, bias="bias" in weights)
-    with torch.no_grad():
-        for name, parameter in head.named_parameters():
-            parameter.copy_(weights.get(name, torch.zeros_like(parameter)))
-    return head.to(device)

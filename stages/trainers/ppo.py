@@ -1,0 +1,172 @@
+"""The PPO loop: sample, score, estimate advantages, update; exact resume at every iteration boundary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from pipeline.contract import StageContext, StageResult
+from pipeline.errors import Interrupted
+from stages.ops.kl import adapted_kl_coef
+from stages.ppo import PPOConfig
+from stages.runtime.adapters import save_adapter
+from stages.runtime.checkpoints import CheckpointFolder, checkpoint_key
+from stages.trainers.ppo_metrics import rollout_metrics, update_metrics
+from stages.trainers.ppo_plan import learning_rate_factor, minibatches, prompts_of, sampling_generator
+from stages.trainers.ppo_proof import prove_reference_on, prove_start
+from stages.trainers.ppo_roles import POLICY, VALUE
+from stages.trainers.ppo_rollout import Readings, Rollouts, read_rollouts, sample_rollouts
+from stages.trainers.ppo_scores import Scores, score_rollouts
+from stages.trainers.ppo_setting import Setting, open_setting
+from stages.trainers.ppo_state import PPOCheckpoints, PPOState
+from stages.trainers.ppo_update import UpdateSums, make_optimizer, make_targets, update
+
+
+def train_ppo(ctx: StageContext) -> StageResult:
+    """Train a copy of the SFT policy with PPO and write it and its value function.
+
+    Raises:
+        ConfigError: there is no reward, or settings do not fit the inputs.
+        HandOverError: at step 0 the policy is not its parent, the reference or itself.
+        Interrupted: the stage was asked to stop; the last finished iteration was saved first.
+        StageFailed: a loss is not finite.
+    """
+    # 1. One frozen base, four adapters; prove that training starts from the parent.
+    setting = open_setting(ctx)
+    config, roles = setting.config, setting.roles
+    handover = prove_start(ctx.inputs["policy"], ctx.inputs.get("reward"), roles)
+    optimizer = make_optimizer(roles, config)
+
+    # 2. Go on from the newest whole checkpoint.
+    folder = CheckpointFolder(ctx.scratch_dir / "checkpoints", checkpoint_key(ctx))
+    checkpoints = PPOCheckpoints(folder, roles, optimizer)
+    state = checkpoints.restore(PPOState(kl_coef=config.kl_coef))
+
+    while state.iteration < config.iterations:
+        began = time.perf_counter()
+        # 3. Sample responses, and ask every role about them in the micro-batches of the first pass.
+        rollouts, readings = gather(setting, state.iteration)
+        if state.iteration == 0:
+            prove_reference_on(rollouts, readings, roles)
+        # 4. Score them, and turn scores into advantages and returns.
+        scores = score_rollouts(
+            rollouts, readings, config, chat=setting.chat, function=setting.function, moments=state.moments
+        )
+        targets = make_targets(readings, scores.shaped, rollouts.mask, config, kl_coef=state.kl_coef)
+        metrics = rollout_metrics(rollouts, readings, scores, targets, kl_coef=state.kl_coef)
+        # 5. Update the policy and the value function.
+        sums = update(roles, optimizer, rollouts, readings, targets, config, iteration=state.iteration)
+        metrics |= update_metrics(sums)
+        # 6. Carry over, log, save, stop if asked.
+        _advance(state, config, scores, metrics, sums)
+        _log(ctx, state, metrics, seconds=time.perf_counter() - began)
+        _save_or_stop(ctx, state, checkpoints)
+
+    return _result(ctx, setting, state, handover, checkpoints.notes)
+
+
+def gather(setting: Setting, iteration: int) -> tuple[Rollouts, Readings]:
+    """Sample an iteration's rollouts and read them."""
+    config = setting.config
+    chosen = prompts_of(
+        iteration,
+        num_prompts=len(setting.prompts),
+        batch_size=config.rollout_batch_size,
+        seed=config.seed,
+    )
+    rollouts = sample_rollouts(
+        setting.roles,
+        [setting.prompts[row] for row in chosen],
+        config,
+        stop_token_ids=setting.chat.stop_token_ids,
+        pad_token_id=int(setting.tokenizer.pad_token_id),
+        generator=sampling_generator(config.seed, iteration),
+    )
+    plan = minibatches(rollouts.total_lengths, config, iteration=iteration, epoch=0)
+    micro_batches = [micro for minibatch in plan for micro in minibatch]
+    return rollouts, read_rollouts(setting.roles, rollouts, micro_batches)
+
+
+def _advance(
+    state: PPOState, config: PPOConfig, scores: Scores, metrics: dict[str, float], sums: UpdateSums
+) -> None:
+    if config.kl_target is not None:
+        state.kl_coef = adapted_kl_coef(
+            state.kl_coef,
+            metrics["objective/kl"],
+            target=config.kl_target,
+            horizon=config.kl_horizon,
+            num_episodes=config.rollout_batch_size,
+        )
+    state.moments = scores.moments
+    state.episodes += config.rollout_batch_size
+    state.optimizer_steps += sums.steps
+    state.finish_iteration(metrics)
+
+
+def _log(ctx: StageContext, state: PPOState, metrics: dict[str, float], *, seconds: float) -> None:
+    config: PPOConfig = ctx.config
+    text = f"score {metrics['objective/scores']:.3f}, kl {metrics['objective/kl']:.3f}"
+    ctx.logger.progress(state.iteration, config.iterations, text)
+    if state.iteration % config.logging_steps and state.iteration < config.iterations:
+        return
+    line = {
+        **metrics,
+        "lr": config.learning_rate * learning_rate_factor(state.iteration - 1, config),
+        "episode": float(state.episodes),
+        "eps": config.rollout_batch_size / max(seconds, 1e-9),
+    }
+    ctx.logger.log(line, step=state.iteration)
+
+
+def _save_or_stop(ctx: StageContext, state: PPOState, checkpoints: PPOCheckpoints) -> None:
+    """Save at the settings' rhythm, and before an interruption.
+
+    Raises:
+        Interrupted: the stage was asked to stop and iterations are left.
+    """
+    config: PPOConfig = ctx.config
+    stop = ctx.stop.requested and state.iteration < config.iterations
+    if stop or state.iteration % config.save_steps == 0:
+        checkpoints.save(state)
+    if stop:
+        raise Interrupted(
+            f"ppo was stopped after iteration {state.iteration} of {config.iterations}; it is saved",
+            where=ctx.name,
+            hint="run the same command again to go on",
+            code="interrupted",
+        )
+
+
+def _result(
+    ctx: StageContext,
+    setting: Setting,
+    state: PPOState,
+    handover: dict[str, float],
+    notes: Sequence[str],
+) -> StageResult:
+    roles, base = setting.roles, ctx.inputs["base"]
+    outputs = {
+        "adapter": save_adapter(
+            roles.model, ctx.output_dir / "adapter", name=POLICY, base=base, tokenizer=setting.tokenizer
+        ),
+        "value": save_adapter(
+            roles.model,
+            ctx.output_dir / "value",
+            name=VALUE,
+            base=base,
+            tokenizer=setting.tokenizer,
+            head=roles.value_head.tensors(),
+        ),
+    }
+    metrics = {
+        **state.final_metrics(),
+        **handover,
+        "ppo/iterations": float(state.iteration),
+        "ppo/episodes": float(state.episodes),
+        "ppo/optimizer_steps": float(state.optimizer_steps),
+        "ppo/dropped_prompts": float(setting.dropped),
+    }
+    padded = [f"rows were padded: {roles.unpacked_because}"] if roles.unpacked_because else []
+    dropped = [f"{setting.dropped} prompts were too long and set aside"] if setting.dropped else []
+    return StageResult(outputs, metrics, notes=(*notes, *padded, *dropped))

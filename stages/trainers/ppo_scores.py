@@ -1,0 +1,72 @@
+"""One score a response: reward model and reward function, mixed, normalised, less penalties."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.ops.rewards import length_penalties, normalised, with_missing_eos_penalty
+from stages.ops.stats import RunningMoments
+from stages.ppo import PPOConfig
+from stages.runtime.chat import ChatText
+from stages.runtime.score_function import ScoreFunction
+from stages.trainers.ppo_rollout import Readings, Rollouts
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of a rollout batch, each (batch,)."""
+
+    mixed: Tensor
+    "What the reward sources say, weighted: the number to watch."
+    shaped: Tensor
+    "What the policy is paid at its last token: normalised, clipped, less penalties."
+    function: Tensor | None
+    "Of the reward function alone, before its weight."
+    moments: RunningMoments
+    "Of the mixed scores so far, for normalisation."
+
+
+def score_rollouts(
+    rollouts: Rollouts,
+    readings: Readings,
+    config: PPOConfig,
+    *,
+    chat: ChatText,
+    function: ScoreFunction | None,
+    moments: RunningMoments,
+) -> Scores:
+    """Mix the reward sources and shape the result: s = clip(normalise(mix)) - penalties."""
+    from_function = _function_scores(rollouts, chat, function) if function is not None else None
+    mixed = torch.zeros(len(rollouts.mask), device=rollouts.mask.device)
+    if readings.model_scores is not None:
+        mixed = mixed + config.reward_weight * readings.model_scores
+    if from_function is not None:
+        mixed = mixed + config.function_weight * from_function
+    moments = moments.updated(mixed)
+    return Scores(mixed, _shaped(mixed, rollouts, config, moments), from_function, moments)
+
+
+def _function_scores(rollouts: Rollouts, chat: ChatText, function: ScoreFunction) -> Tensor:
+    scores = [
+        function(prompt.row.prompt, chat.decode(episode.response), {"id": prompt.row.id, **prompt.row.meta})
+        for prompt, episode in zip(rollouts.prompts, rollouts.episodes, strict=True)
+    ]
+    return torch.tensor(scores, dtype=torch.float32, device=rollouts.mask.device)
+
+
+def _shaped(mixed: Tensor, rollouts: Rollouts, config: PPOConfig, moments: RunningMoments) -> Tensor:
+    shaped = mixed
+    if config.normalize_scores:
+        shaped = normalised(shaped, mean=moments.mean, deviation=moments.deviation)
+    if config.score_clip is not None:
+        shaped = shaped.clamp(-config.score_clip, config.score_clip)
+    shaped = with_missing_eos_penalty(shaped, rollouts.finished, penalty=config.missing_eos_penalty)
+    return shaped - length_penalties(
+        rollouts.lengths,
+        limit=config.max_new_tokens,
+        buffer=config.length_penalty_buffer,
+        coef=config.length_penalty,
+    )

@@ -1,0 +1,215 @@
+"""The update: from scores and readings to targets, and from targets to optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import StageFailed
+from stages.ops.advantages import gae, rescaled, whitened
+from stages.ops.kl import k3
+from stages.ops.ppo_losses import policy_losses, ratios, value_losses
+from stages.ops.rewards import token_rewards
+from stages.ops.stats import masked_sum
+from stages.ppo import PPOConfig
+from stages.trainers.ppo_batches import TokenBatch
+from stages.trainers.ppo_plan import learning_rate_factor, minibatches
+from stages.trainers.ppo_proof import prove_ratio
+from stages.trainers.ppo_roles import POLICY, Roles
+from stages.trainers.ppo_rollout import Readings, Rollouts
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the two losses aim at, (batch, response), zero outside the mask."""
+
+    rewards: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+@dataclass(slots=True)
+class UpdateSums:
+    """Sums over the minibatches of one iteration; each minibatch counts once."""
+
+    minibatches: int = 0
+    steps: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    first_ratio_error: float = 0.0
+    "Largest |ratio - 1| in the first minibatch: 0 unless the policy read twice differs from itself."
+    stopped_early: bool = False
+
+    def add(self, name: str, value: float) -> None:
+        """Add a minibatch's number."""
+        self.totals[name] = self.totals.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        """Return each number as a mean over minibatches."""
+        return {name: total / max(1, self.minibatches) for name, total in self.totals.items()}
+
+
+def make_targets(
+    readings: Readings, scores: Tensor, mask: Tensor, config: PPOConfig, *, kl_coef: float
+) -> Targets:
+    """Turn scores into rewards a token, and these into advantages and returns.
+
+    Args:
+        readings: of the roles before the update.
+        scores: what is paid at the last real token, (batch,).
+        mask: (batch, response).
+        config: gamma, lam and whitening.
+        kl_coef: price of a nat now.
+    """
+    rewards = token_rewards(scores, readings.logprobs, readings.ref_logprobs, mask=mask, kl_coef=kl_coef)
+    if config.whiten_rewards:
+        rewards = rescaled(rewards, mask)
+    advantages, returns = gae(rewards, readings.values, mask, gamma=config.gamma, lam=config.lam)
+    if config.whiten_advantages:
+        advantages = whitened(advantages, mask)
+    return Targets(rewards, advantages, returns)
+
+
+def make_optimizer(roles: Roles, config: PPOConfig) -> torch.optim.AdamW:
+    """Make AdamW with one group for the policy and one for the value function, without decay.
+
+    Decay would pull an adapter to zero, that is to the base and not to the SFT policy.
+    """
+    groups = [
+        {"params": list(roles.policy_parameters().values()), "lr": config.learning_rate},
+        {"params": list(roles.value_parameters().values()), "lr": config.value_peak_learning_rate},
+    ]
+    return torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=0.0)
+
+
+def update(
+    roles: Roles,
+    optimizer: torch.optim.AdamW,
+    rollouts: Rollouts,
+    readings: Readings,
+    targets: Targets,
+    config: PPOConfig,
+    *,
+    iteration: int,
+) -> UpdateSums:
+    """Take the optimizer steps of one iteration; the learning rate is one for all of them.
+
+    Raises:
+        HandOverError: the policy's ratio to itself was not 1 before the first step.
+        StageFailed: a loss or a gradient is not finite.
+    """
+    factor = learning_rate_factor(iteration, config)
+    policy_rate = config.learning_rate if iteration >= config.value_warmup_iterations else 0.0
+    optimizer.param_groups[0]["lr"] = factor * policy_rate
+    optimizer.param_groups[1]["lr"] = factor * config.value_peak_learning_rate
+    step = _Minibatch(roles, optimizer, rollouts, readings, targets, config, UpdateSums())
+    with roles.reading(), roles.recomputing():
+        for epoch in range(config.num_ppo_epochs):
+            for micro_batches in minibatches(
+                rollouts.total_lengths, config, iteration=iteration, epoch=epoch
+            ):
+                step.accumulate(micro_batches)
+                if step.sums.minibatches == 1:
+                    prove_ratio(step.sums.first_ratio_error, roles)
+                if step.sums.stopped_early:
+                    return step.sums
+                step.apply()
+    return step.sums
+
+
+@dataclass(slots=True)
+class _Minibatch:
+    """Accumulates the gradients of one minibatch and applies them."""
+
+    roles: Roles
+    optimizer: torch.optim.AdamW
+    rollouts: Rollouts
+    readings: Readings
+    targets: Targets
+    config: PPOConfig
+    sums: UpdateSums
+
+    def accumulate(self, micro_batches: Sequence[Sequence[int]]) -> None:
+        """Run both losses over the micro-batches, each over the tokens of the whole minibatch."""
+        rows = [row for micro in micro_batches for row in micro]
+        num_tokens = int(self.rollouts.mask[rows].sum())
+        before = self.sums.totals.get("policy/approxkl_avg", 0.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        for micro in micro_batches:
+            batch = self.roles.batch(self.rollouts.take(micro))
+            # Policy forward and backward, then value: never both graphs at once.
+            self._policy(batch, micro, num_tokens)
+            self._value(batch, micro, num_tokens)
+        self.sums.minibatches += 1
+        moved = self.sums.totals["policy/approxkl_avg"] - before
+        if self.config.target_kl is not None and moved > self.config.target_kl:
+            self.sums.stopped_early = True
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def apply(self) -> None:
+        """Clip the two gradients apart and take the step."""
+        for group, name in zip(self.optimizer.param_groups, ("policy", "value"), strict=True):
+            norm = float(nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm))
+            _require_finite(norm, f"{name} gradient's norm", self.config)
+            self.sums.add(f"ppo/{name}_grad_norm", norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.sums.steps += 1
+
+    def _policy(self, batch: TokenBatch, rows: Sequence[int], num_tokens: int) -> None:
+        logprobs, _ = self.roles.logprobs(POLICY, batch)
+        old = self._flat(self.readings.logprobs, rows)
+        terms = policy_losses(
+            logprobs,
+            old,
+            self._flat(self.targets.advantages, rows),
+            cliprange=self.config.cliprange,
+            cliprange_high=self.config.cliprange_high,
+            dual_clip=self.config.dual_clip,
+        )
+        every = torch.ones_like(old, dtype=torch.bool)
+        loss = terms.mean_over(every, num_tokens=num_tokens)
+        loss.backward()
+        new = logprobs.detach()
+        ratio = ratios(new, old)
+        if not self.sums.minibatches:
+            worst = float((ratio - 1).abs().max())
+            self.sums.first_ratio_error = max(self.sums.first_ratio_error, worst)
+        self._add("loss/policy_avg", loss, "policy loss")
+        self._add("policy/approxkl_avg", masked_sum(k3(old, new), every) / num_tokens, "policy KL")
+        self._add("policy/clipfrac_avg", terms.clipped.sum() / num_tokens, "clip fraction")
+        self._add("val/ratio", ratio.sum() / num_tokens, "ratio")
+
+    def _value(self, batch: TokenBatch, rows: Sequence[int], num_tokens: int) -> None:
+        terms = value_losses(
+            self.roles.values(batch),
+            self._flat(self.readings.values, rows),
+            self._flat(self.targets.returns, rows),
+            cliprange_value=self.config.cliprange_value,
+        )
+        every = torch.ones_like(terms.clipped)
+        loss = terms.mean_over(every, num_tokens=num_tokens)
+        (self.config.vf_coef * loss).backward()
+        self._add("loss/value_avg", loss, "value loss")
+        self._add("val/clipfrac_avg", terms.clipped.sum() / num_tokens, "clip fraction")
+
+    def _flat(self, grid: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return one number an action of the named rows, in the order of a batch."""
+        return grid[list(rows)][self.rollouts.mask[list(rows)]]
+
+    def _add(self, name: str, value: Tensor, what: str) -> None:
+        number = float(value.detach())
+        _require_finite(number, what, self.config)
+        self.sums.add(name, number)
+
+
+def _require_finite(value: float, what: str, config: PPOConfig) -> None:
+    if not math.isfinite(value):
+        raise StageFailed(
+            f"the {what} is {value}",
+            hint=f"a learning_rate below {config.learning_rate:g}, or a larger kl_coef",
+            code="non-finite-loss",
+        )
