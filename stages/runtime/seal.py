@@ -1,0 +1,203 @@
+"""Seals on the checkpoints of transformers and TRL trainers: only a sealed one is ever resumed.
+
+The trainer writes its checkpoint file by file, without fsync, and resumes in silence when the
+optimizer, the scheduler or the random state is missing. A seal lists every file with its digest and is
+written last; a checkpoint without a seal that verifies does not count.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from pipeline.contract import MetricLogger, StageContext, StopFlag
+from pipeline.errors import Finding, Interrupted
+from stages.runtime.checkpoints import checkpoint_key
+from stages.runtime.durable import sync_file, sync_tree, write_file
+from stages.runtime.listing import listing_findings, make_listing
+
+LOGGER = logging.getLogger(__name__)
+
+REQUIRED_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+PICKLED_ARGUMENTS = "training_args.bin"
+_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+_MISLEADING = (
+    "train_loss",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "total_flos",
+)
+"Totals of the last call of train() only: wrong after a resume."
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSearch:
+    """The checkpoint to go on from, and what is wrong with newer ones."""
+
+    path: Path | None
+    "Give str(path) to train(resume_from_checkpoint=...); None starts from the beginning."
+    step: int
+    "Its optimizer step; 0 for a fresh start."
+    damages: tuple[Finding, ...]
+    "Checkpoints that were passed over; each is also in the log."
+
+
+def newest_sealed(folder: Path, key: str) -> SealedSearch:
+    """Find the newest checkpoint whose seal verifies and that holds all it takes to go on exactly.
+
+    Args:
+        folder: the trainer's output_dir.
+        key: what the checkpoints must belong to: checkpoint_key(ctx).
+    """
+    damages: list[Finding] = []
+    for step in reversed(_steps(folder)):
+        path = folder / f"checkpoint-{step}"
+        found = listing_findings(_seal_of(path), path, key=key, step=step, required=REQUIRED_FILES)
+        if not found and not any(any(path.rglob(name)) for name in _WEIGHTS):
+            found = [Finding("a checkpoint holds no weights", str(path), code="damaged-checkpoint")]
+        damages += found
+        for finding in found:
+            LOGGER.warning("%s", finding)
+        if not found:
+            return SealedSearch(path, step, tuple(damages))
+    return SealedSearch(None, 0, tuple(damages))
+
+
+class SealCallback(TrainerCallback):
+    """Seals each checkpoint after it was written, keeps the newest ones, and stops when asked to.
+
+    Args:
+        key: what the checkpoints belong to: checkpoint_key(ctx).
+        stop: set when a person or the scheduler asks the stage to stop.
+        keep: sealed checkpoints to keep.
+    """
+
+    def __init__(self, key: str, stop: StopFlag, *, keep: int = 2) -> None:
+        self._key, self._stop, self._keep = key, stop, keep
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse settings under which the trainer deletes checkpoints that are not yet replaced."""
+        if args.save_total_limit is not None or args.load_best_model_at_end:
+            raise ValueError("leave save_total_limit and load_best_model_at_end unset: seals rotate by step")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Save and stop after this optimizer step when the stage was asked to stop."""
+        if state.global_step < state.max_steps and self._stop.requested:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the checkpoint that was just written durable, seal it, then drop the oldest."""
+        if not state.is_world_process_zero:
+            return
+        folder = Path(str(args.output_dir))
+        path = folder / f"checkpoint-{state.global_step}"
+        # A pickle that holds absolute paths and, in clear, a Hub token.
+        (path / PICKLED_ARGUMENTS).unlink(missing_ok=True)
+        sync_tree(path)
+        sync_file(folder)
+        write_file(_seal_of(path), make_listing(path, key=self._key, step=state.global_step))
+        self._rotate(folder)
+
+    def _rotate(self, folder: Path) -> None:
+        sealed = [step for step in _steps(folder) if _seal_of(folder / f"checkpoint-{step}").is_file()]
+        for step in sealed[: -self._keep]:
+            path = folder / f"checkpoint-{step}"
+            _seal_of(path).unlink()
+            shutil.rmtree(path)
+
+
+class LogCallback(TrainerCallback):
+    """Hands the trainer's metrics to the stage's logger under their own names, and shows progress."""
+
+    def __init__(self, logger: MetricLogger, text: str = "") -> None:
+        self._logger, self._text = logger, text
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Log every number of a line."""
+        numbers = {
+            name: float(value)
+            for name, value in (logs or {}).items()
+            if isinstance(value, int | float) and name != "epoch" and name not in _MISLEADING
+        }
+        if numbers:
+            self._logger.log(numbers, step=state.global_step, epoch=state.epoch)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say how far training is."""
+        self._logger.progress(state.global_step, state.max_steps, self._text)
+
+
+def train_sealed(trainer: Any, ctx: StageContext, *, text: str = "") -> SealedSearch:
+    """Run a transformers or TRL trainer from its newest sealed checkpoint to its last step.
+
+    Args:
+        trainer: its output_dir should be inside ctx.scratch_dir.
+        ctx: key, stop flag and logger of the stage.
+        text: what progress lines call this training.
+
+    Returns:
+        Where it went on from.
+
+    Raises:
+        Interrupted: the stage was asked to stop; the last checkpoint is sealed.
+    """
+    key = checkpoint_key(ctx)
+    found = newest_sealed(Path(trainer.args.output_dir), key)
+    # The stage's logger is the one place for metrics.
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(SealCallback(key, ctx.stop))
+    trainer.add_callback(LogCallback(ctx.logger, text))
+    # Never True: that would take the newest folder by its name, whole or not.
+    trainer.train(resume_from_checkpoint=str(found.path) if found.path else None)
+    state = trainer.state
+    if state.global_step < state.max_steps:
+        raise Interrupted(
+            f"{text or ctx.name} was stopped after step {state.global_step} of {state.max_steps}, and saved",
+            where=ctx.name,
+            hint="run the same command again to go on",
+            code="interrupted",
+        )
+    return found
+
+
+def _steps(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    matches = (_FOLDER.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.seal")
