@@ -47,6 +47,8 @@ class ScoredPair:
     "Share of votes for chosen, 0.5 to 1; 0.5 is a tie and stays out of the accuracy."
     majority: float = 0.5
     "1 when the majority rule of the training pairs prefers chosen, 0 when rejected, 0.5 when it cannot say."
+    votes: int = 1
+    "How many people judged the pair."
     subset: str = ""
     "Part of the data that the pair belongs to; empty is none."
 
@@ -85,7 +87,10 @@ def report_card(pairs: Sequence[ScoredPair], *, longer_is_better: bool | None = 
         "num_pairs": len(decided),
         "num_ties": len(pairs) - len(decided),
     }
-    card |= _accuracy(decided) | {"floors": _floors(decided, longer_is_better)}
+    card |= _accuracy(decided) | {
+        "floors": _floors(decided, longer_is_better),
+        "ceiling": human_ceiling(decided),
+    }
     if pairs:
         card["calibration"] = _calibration(gaps, shares, decided)
         card["margins"] = _margins(gaps)
@@ -109,6 +114,25 @@ def headline(card: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
+def human_ceiling(pairs: Sequence[ScoredPair]) -> float:
+    """Return how often one judge of a pair agrees with the majority of the others; NaN with no two judges.
+
+    Even votes of the others count half: they leave the answer to chance.
+    """
+    agreed, judged = 0.0, 0.0
+    for pair in pairs:
+        if pair.votes >= 2:
+            wins = pair.share * pair.votes
+            losses = pair.votes - wins
+            agreed += wins * _beats(wins - 1, losses) + losses * _beats(losses - 1, wins)
+            judged += pair.votes
+    return agreed / judged if judged else float("nan")
+
+
+def _beats(one: float, other: float) -> float:
+    return 0.5 if one == other else float(one > other)
+
+
 def length_wins(pairs: Sequence[tuple[int, int]]) -> float:
     """Return the share of (chosen, rejected) lengths where chosen is longer, equal lengths counting half."""
     if not pairs:
@@ -129,7 +153,7 @@ def _floors(decided: Sequence[ScoredPair], longer_is_better: bool | None) -> dic
         length = max(longer, 1 - longer)
     else:
         length = longer if longer_is_better else 1 - longer
-    majority = sum(pair.majority for pair in decided) / len(decided) if decided else 0.5
+    majority = float(np.mean([pair.majority for pair in decided])) if decided else 0.5
     return {"chance": 0.5, "length": length, "majority": majority}
 
 

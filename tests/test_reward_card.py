@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, brier_score_loss, precision_recall_f
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from pipeline.errors import ModelError
-from reward.card import ScoredPair, headline, length_wins, report_card
+from reward.card import ScoredPair, headline, human_ceiling, length_wins, report_card
 from reward.metrics import (
     brier,
     calibration_bins,
@@ -139,6 +139,14 @@ def test_the_length_floor_takes_its_direction_from_training():
     assert report_card(pairs, longer_is_better=True)["floors"]["length"] == pytest.approx(2 / 3)
     assert report_card(pairs, longer_is_better=False)["floors"]["length"] == pytest.approx(1 / 3)
     assert length_wins([(2, 1), (1, 1)]) == 0.75
+
+
+def test_the_human_ceiling_by_hand():
+    # 3 of 4 for chosen: each of the three sees 2 to 1 among the others and agrees; the fourth sees 3 to 0
+    assert human_ceiling([scored(1.0, share=0.75, votes=4)]) == 0.75
+    # 2 of 3: each of the two sees 1 to 1, a coin; the third disagrees: (2 * 0.5 + 0) / 3
+    assert human_ceiling([scored(1.0, share=2 / 3, votes=3)]) == pytest.approx(1 / 3)
+    assert math.isnan(human_ceiling([scored(1.0)]))
 
 
 def test_a_model_that_reads_length_only_is_flagged():

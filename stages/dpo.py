@@ -1,0 +1,49 @@
+"""The DPO stage's card: a policy trained on preference pairs against the SFT policy. No torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.contract import ArtifactKind, InputSlot, StageContext, StageResult, StageSpec
+from stages.pair_config import PairTrainingConfig
+
+
+class DPOConfig(PairTrainingConfig):
+    """Settings of the DPO stage."""
+
+    learning_rate: float = Field(5e-5, gt=0)
+    "Peak learning rate of AdamW."
+    loss_type: Literal["sigmoid", "ipo", "hinge", "robust", "sigmoid_norm", "simpo", "orpo"] = "sigmoid"
+    "Member of the family. sigmoid is DPO; simpo and orpo use no reference policy."
+    beta: float = Field(0.1, gt=0)
+    "Strength of the pull towards the reference. Larger stays closer. ORPO: weight of the odds ratio."
+    simpo_gamma: float = Field(0.5, ge=0)
+    "Margin that SimPO asks for."
+    sft_coef: float = Field(0.0, ge=0)
+    "Weight of the likelihood of the chosen response, added to the loss (RPO); 0 is off."
+
+
+def run(ctx: StageContext) -> StageResult:
+    """Train the policy of role `policy` on pairs."""
+    from stages.trainers.dpo import train_dpo
+
+    return train_dpo(ctx)
+
+
+SPEC = StageSpec(
+    kind="dpo",
+    version=1,
+    config_type=DPOConfig,
+    inputs={
+        "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base"),
+        "policy": InputSlot((ArtifactKind.ADAPTER,), help="the SFT adapter: start and reference"),
+        "preferences": InputSlot((ArtifactKind.PREFERENCES,), help="pairs that people judged"),
+        "mapping": InputSlot((ArtifactKind.TEXT,), required=False, help="YAML that says how to read them"),
+    },
+    outputs={"adapter": ArtifactKind.ADAPTER},
+    run=run,
+    summary="DPO and its family on preference pairs, the reference being the SFT policy itself",
+    metrics=("accuracy", "accuracy_low", "accuracy_high", "margin_mean", "num_pairs", "num_rejected"),
+)

@@ -1,0 +1,37 @@
+"""Settings that the reward and DPO stages share: how pairs are read, split and packed. No torch here."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.config.strict import NOT_IN_KEY
+from stages.config import TrainingConfig
+
+
+class PairTrainingConfig(TrainingConfig):
+    """A stage that trains on preference pairs; a batch is counted in pairs."""
+
+    eval_share: float = Field(0.1, ge=0, lt=1)
+    "Share of the pairs held out by prompt, near-duplicate prompts together; 0 trains on all."
+    soft_labels: bool = True
+    "Take the share of votes as the label; false takes the majority for certain."
+    include_ties: bool = False
+    "Also train on pairs whose votes are even, with label 0.5; needs soft_labels."
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    "Share of labels taken to be wrong. Larger trusts the pairs less."
+    micro_batch_tokens: int | None = Field(None, ge=16)
+    "Tokens computed at once; None is per_device_train_batch_size * max_length. Memory and speed only."
+    shared_prompts: bool = True
+    "Compute the prompt of a pair once and pad nothing, where the model can; false pads rows."
+    eval_steps: int | None = Field(None, ge=1, json_schema_extra=NOT_IN_KEY)
+    "Optimizer steps between two measurements on the held-out pairs; None measures at the end only."
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Pairs of one optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens that are computed at once."""
+        return self.micro_batch_tokens or self.per_device_train_batch_size * self.max_length

@@ -1,0 +1,61 @@
+"""The reward stage's card: a scalar head on the SFT adapter, trained on preference pairs. No torch here."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.contract import ArtifactKind, InputSlot, StageContext, StageResult, StageSpec
+from stages.pair_config import PairTrainingConfig
+
+
+class RewardConfig(PairTrainingConfig):
+    """Settings of the reward stage."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    "Peak learning rate of AdamW, for the adapter and the head alike."
+    use_margins: bool = True
+    "Ask for the margin that a pair's row names, when it names one."
+    center_rewards_coefficient: float = Field(0.01, ge=0)
+    "Weight of (chosen + rejected)^2, which keeps scores around 0; 0 is off."
+    include_ties: bool = True
+    "Also train on pairs whose votes are even, with label 0.5: their scores are pulled together."
+
+
+def run(ctx: StageContext) -> StageResult:
+    """Train the reward model of role `reward_model` and write its report card."""
+    from stages.trainers.reward import train_reward
+
+    return train_reward(ctx)
+
+
+SPEC = StageSpec(
+    kind="reward",
+    version=1,
+    config_type=RewardConfig,
+    inputs={
+        "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base"),
+        "policy": InputSlot(
+            (ArtifactKind.ADAPTER,), help="the SFT adapter that the reward model starts from"
+        ),
+        "preferences": InputSlot((ArtifactKind.PREFERENCES,), help="pairs that people judged"),
+        "mapping": InputSlot((ArtifactKind.TEXT,), required=False, help="YAML that says how to read them"),
+    },
+    outputs={"reward_model": ArtifactKind.REWARD_MODEL},
+    run=run,
+    summary="reward model: Bradley-Terry loss on preference pairs, with a report card",
+    metrics=(
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "length_floor",
+        "majority_floor",
+        "auc",
+        "ece",
+        "brier",
+        "log_loss",
+        "margin_mean",
+        "margin_sd",
+        "num_pairs",
+        "num_rejected",
+    ),
+)

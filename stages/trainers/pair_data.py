@@ -1,0 +1,162 @@
+"""From a preference file to token ids: read, tokenised once, split by prompt, every loss counted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import DataError
+from reward.preferences.pairs import Pair, PairSet, load_pairs
+from reward.preferences.split import split_groups
+from stages.pair_config import PairTrainingConfig
+from stages.runtime.chat import ChatText
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """One pair as token ids."""
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    "The response with its stop token."
+    rejected: tuple[int, ...]
+    label: float = 1.0
+    "Probability that chosen is better."
+    margin: float = 0.0
+    weight: float = 1.0
+    unit: int = 0
+    "Pairs of one comparison share it and stay in one step."
+    chosen_text: str = ""
+    rejected_text: str = ""
+    share: float = 1.0
+    "Share of the votes for chosen, whatever the label became."
+    votes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PairData:
+    """What a stage trains and measures on."""
+
+    train: list[TokenPair]
+    held_out: list[TokenPair]
+    counts: dict[str, int] = field(default_factory=dict)
+    "Rows read and set aside, pairs dropped and why, as metrics `num_*`."
+    notes: tuple[str, ...] = ()
+
+
+def load_pair_data(
+    path: Path, config: PairTrainingConfig, chat: ChatText, *, mapping: Path | None = None
+) -> PairData:
+    """Read, tokenise and split a preference file.
+
+    Pairs longer than max_length on either side are dropped, never cut: a cut response is not
+    what a person judged. Pairs with equal token ids are set aside.
+
+    Raises:
+        DataError: the file cannot be read, or no pair is left to train on.
+    """
+    found = load_pairs(path, mapping=mapping)
+    pairs = [*found.pairs, *(found.ties if config.include_ties and config.soft_labels else [])]
+    train, held_out = split_groups(pairs, config.eval_share, config.seed)
+    tokenised, dropped = _tokenise(pairs, config, chat)
+    kept = {number: pair for number, pair in enumerate(tokenised) if pair is not None}
+    data = PairData(
+        train=[kept[number] for number in train if number in kept],
+        held_out=[kept[number] for number in held_out if number in kept],
+        counts=_counts(found, dropped),
+        notes=_notes(found, dropped, config),
+    )
+    if not data.train:
+        reasons = "; ".join(data.notes) or "the file holds no pair with a preference"
+        raise DataError(
+            f"no pair of {path.name} can be trained on: {reasons}", where=str(path), code="no-pairs"
+        )
+    return data
+
+
+def _tokenise(
+    pairs: Sequence[Pair], config: PairTrainingConfig, chat: ChatText
+) -> tuple[list[TokenPair | None], dict[str, int]]:
+    dropped = {"too_long": 0, "identical": 0, "unwritable": 0}
+    units: dict[tuple[int, str], int] = {}
+    prompts: dict[str, tuple[int, ...]] = {}
+    result: list[TokenPair | None] = []
+    for pair in pairs:
+        unit = units.setdefault((pair.line, pair.group), len(units))
+        try:
+            if pair.group not in prompts:
+                prompts[pair.group] = tuple(chat.prompt_ids(pair.prompt))
+            tokens = _token_pair(pair, prompts[pair.group], config, chat, unit=unit)
+        except DataError as error:
+            LOGGER.warning("line %d is set aside: %s", pair.line, error)
+            dropped["unwritable"] += 1
+            result.append(None)
+            continue
+        reason = _unusable(tokens, config.max_length)
+        if reason:
+            dropped[reason] += 1
+        result.append(None if reason else tokens)
+    return result, dropped
+
+
+def _unusable(tokens: TokenPair, max_length: int) -> str | None:
+    if tokens.chosen == tokens.rejected:
+        return "identical"
+    longest = len(tokens.prompt) + max(len(tokens.chosen), len(tokens.rejected))
+    return "too_long" if longest > max_length else None
+
+
+def _token_pair(
+    pair: Pair, prompt: tuple[int, ...], config: PairTrainingConfig, chat: ChatText, *, unit: int
+) -> TokenPair:
+    return TokenPair(
+        prompt=prompt,
+        chosen=tuple(chat.response_ids(pair.prompt, pair.chosen)),
+        rejected=tuple(chat.response_ids(pair.prompt, pair.rejected)),
+        label=pair.label if config.soft_labels else 1.0,
+        margin=pair.margin or 0.0,
+        weight=pair.weight,
+        unit=unit,
+        chosen_text=pair.chosen,
+        rejected_text=pair.rejected,
+        share=pair.label,
+        votes=pair.votes,
+    )
+
+
+def _counts(found: PairSet, dropped: dict[str, int]) -> dict[str, int]:
+    report = found.report
+    return {
+        "num_read": report.read,
+        "num_rejected": report.rejected,
+        "num_even_votes": report.ties,
+        "num_too_long": dropped["too_long"],
+        "num_identical": dropped["identical"],
+        "num_unwritable": dropped["unwritable"],
+    }
+
+
+def _notes(found: PairSet, dropped: dict[str, int], config: PairTrainingConfig) -> tuple[str, ...]:
+    notes = []
+    if found.rejects:
+        reasons = ", ".join(f"{count} {check}" for check, count in found.report.rejected_by.items())
+        lines = ", ".join(str(reject.line) for reject in found.rejects[:10])
+        more = " ..." if len(found.rejects) > 10 else ""
+        notes.append(
+            f"{len(found.rejects)} of {found.report.read} rows set aside ({reasons}), lines {lines}{more}"
+        )
+    if found.ties and not (config.include_ties and config.soft_labels):
+        notes.append(f"{len(found.ties)} pairs with even votes left out")
+    if dropped["too_long"]:
+        notes.append(f"{dropped['too_long']} pairs longer than max_length {config.max_length} dropped")
+    if dropped["identical"]:
+        notes.append(f"{dropped['identical']} pairs with equal token ids set aside")
+    if dropped["unwritable"]:
+        notes.append(
+            f"{dropped['unwritable']} pairs that the chat template cannot write set aside; see the log"
+        )
+    return tuple(notes)

@@ -1,0 +1,116 @@
+"""The model of a pair stage: one frozen base, the parent's adapter as its start, packed where it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from pipeline.contract import StageContext
+from stages.pair_config import PairTrainingConfig
+from stages.runtime.adapters import load_adapter
+from stages.runtime.chat import ChatText, check_same_text, generation_eos
+from stages.runtime.handover import HandOver, prove_hand_over
+from stages.runtime.loading import backbone, causal_lm_of, load_base, load_tokenizer
+from stages.runtime.segment_check import supports_segments
+from stages.runtime.segments import segment_model
+from stages.runtime.switch import AdapterSwitch, enable_checkpointing
+from stages.trainers.pairs import PairBatch
+
+POLICY, REFERENCE, REWARD = "policy", "ref", "reward"
+_OFF = "shared_prompts is off"
+
+
+@dataclass(frozen=True, slots=True)
+class PairModel:
+    """A base with its adapters, and how batches are laid out for it."""
+
+    model: PeftModel
+    switch: AdapterSwitch
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatText
+    hand_over: HandOver
+    "What was proven before the first step."
+    unpacked_because: str | None
+    "Why rows are padded; None when prompts are shared."
+
+    @property
+    def packed(self) -> bool:
+        """Whether batches are packed rows."""
+        return self.unpacked_because is None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how the model is run."""
+        if self.unpacked_because is None:
+            return ()
+        return (f"prompts are not shared and rows are padded: {self.unpacked_because}",)
+
+    def hidden(self, batch: PairBatch) -> Tensor:
+        """Return last hidden states (positions, hidden) of a batch on the model's device."""
+        output = backbone(self.model)(input_ids=batch.input_ids, use_cache=False, **batch.options)
+        return output.last_hidden_state.flatten(0, 1)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Set the attention that the batches need, for forward and backward passes."""
+        with segment_model(self.model) if self.packed else nullcontext():
+            yield
+
+
+def open_pair_model(ctx: StageContext, *, name: str, with_reference: bool) -> PairModel:
+    """Open the base, put the parent's adapter on it and prove that the policy is the parent.
+
+    Args:
+        ctx: inputs `base` and `policy`, and the stage's settings.
+        name: what the trained adapter is called inside the model.
+        with_reference: also load the parent's adapter a second time, frozen, as the reference.
+
+    Raises:
+        HandOverError: the policy is not the parent, the reference is not the policy, or the
+            chat text differs from the parent's.
+        ModelError: a model, tokenizer or adapter that cannot be read.
+    """
+    config: PairTrainingConfig = ctx.config
+    base, policy = ctx.inputs["base"], ctx.inputs["policy"]
+    causal_lm = load_base(base, config.model, config.tuning)
+    tokenizer = load_tokenizer(policy, config.model)
+    stops = generation_eos(causal_lm)
+    check_same_text(policy.path, tokenizer, base=base, generation_eos=stops, where=ctx.name)
+    model = load_adapter(causal_lm, policy, name=name, trainable=True, tuning=config.tuning)
+    if with_reference:
+        model = load_adapter(model, policy, name=REFERENCE, trainable=False)
+    switch = AdapterSwitch(model)
+    switch.self_test()
+    proof = prove_hand_over(
+        model,
+        policy,
+        policy=name,
+        reference=REFERENCE if with_reference else None,
+        has_reference=with_reference,
+    )
+    switch.use(name)
+    packable = supports_segments(model, backbone=backbone(model)) if config.shared_prompts else _OFF
+    if config.tuning.gradient_checkpointing:
+        enable_checkpointing(model, switch)
+        recompute_layers(causal_lm_of(model))
+    chat = ChatText(tokenizer, generation_eos=stops)
+    return PairModel(model, switch, tokenizer, chat, proof, packable)
+
+
+def recompute_layers(model: nn.Module) -> None:
+    """Let layers recompute their activations while everything else, dropout above all, stays in eval()."""
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True

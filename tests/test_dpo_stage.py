@@ -1,0 +1,157 @@
+"""The DPO stage from files to files: start, learning, reference cache, resume."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import HandOverError, Interrupted
+from stages.dpo import SPEC, DPOConfig
+from stages.trainers import dpo as dpo_module
+from stages.trainers.reference import cached_logps, reference_key
+from tests.pair_fixtures import FP32, TUNING, preference_file, sft_adapter, token_pairs, toy_rows
+from tests.tiny import ManualStop, stage_context
+
+SETTINGS = {
+    "model": FP32,
+    "tuning": TUNING,
+    "learning_rate": 5e-3,
+    "per_device_train_batch_size": 8,
+    "max_steps": 12,
+    "warmup_ratio": 0.0,
+    "logging_steps": 1,
+    "eval_share": 0.25,
+    "seed": 1,
+}
+ROWS = toy_rows(64)
+
+
+@pytest.fixture(scope="module")
+def sft(tiny_base, tmp_path_factory):
+    return sft_adapter(tiny_base, tmp_path_factory.mktemp("sft") / "adapter")
+
+
+def context(root, base, adapter, rows=ROWS, *, stop=None, **changes):
+    root.mkdir(parents=True, exist_ok=True)
+    inputs = {"base": base, "policy": adapter, "preferences": preference_file(root / "pairs.jsonl", rows)}
+    return stage_context(root, DPOConfig(**{**SETTINGS, **changes}), inputs, stop=stop)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base, sft, tmp_path_factory):
+    ctx = context(tmp_path_factory.mktemp("dpo"), tiny_base, sft)
+    return ctx, SPEC.run(ctx)
+
+
+def test_it_starts_at_ln_2_with_the_reference_equal_to_the_policy(trained):
+    ctx, result = trained
+
+    assert ctx.logger.series("loss")[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert ctx.logger.series("rewards/margins")[0] == pytest.approx(0, abs=1e-4)
+    assert abs(result.metrics["handover/kl"]) < 1e-6
+    assert result.metrics["handover/logit_difference"] < 1e-5
+
+
+def test_it_learns_to_prefer_what_people_preferred(trained):
+    ctx, result = trained
+
+    assert ctx.logger.series("loss")[-1] < 0.3
+    assert ctx.logger.series("rewards/accuracies")[-1] == 1.0
+    assert ctx.logger.series("rewards/chosen")[-1] > ctx.logger.series("rewards/rejected")[-1]
+    assert result.metrics["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "robust", "sigmoid_norm", "simpo", "orpo"])
+def test_every_member_trains_and_its_loss_falls(tiny_base, sft, tmp_path, loss_type):
+    smoothing = 0.1 if loss_type == "robust" else 0.0
+    beta = 2.0 if loss_type == "simpo" else 0.1
+    ctx = context(
+        tmp_path,
+        tiny_base,
+        sft,
+        loss_type=loss_type,
+        label_smoothing=smoothing,
+        beta=beta,
+        max_steps=6,
+        sft_coef=0.01,
+    )
+
+    SPEC.run(ctx)
+
+    losses = ctx.logger.series("loss")
+    assert losses[-1] < losses[0]
+    assert ctx.logger.series("rewards/margins")[-1] > ctx.logger.series("rewards/margins")[0]
+
+
+def test_four_steps_equal_two_and_two_bit_for_bit_without_a_second_reference_pass(tiny_base, sft, tmp_path):
+    changes = {"max_steps": 4}
+    first = context(tmp_path / "a", tiny_base, sft, **changes)
+    straight = SPEC.run(first)
+    with pytest.raises(Interrupted):
+        SPEC.run(context(tmp_path / "b", tiny_base, sft, stop=ManualStop(after=1), **changes))
+
+    ctx = context(tmp_path / "b", tiny_base, sft, **changes)
+    continued = SPEC.run(ctx)
+
+    one, other = (
+        load_file(r.outputs["adapter"] / "adapter_model.safetensors") for r in (straight, continued)
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert ctx.logger.series("reference/computed_pairs") == [0.0]
+    assert ctx.logger.series("loss") == first.logger.series("loss")[2:]
+
+
+def test_another_learning_rate_or_beta_reuses_the_reference(tiny_base, sft, tmp_path):
+    first = context(tmp_path, tiny_base, sft, max_steps=1)
+    SPEC.run(first)
+    again = context(tmp_path, tiny_base, sft, max_steps=1, beta=0.5, learning_rate=1e-4, loss_type="ipo")
+    SPEC.run(again)
+
+    assert first.logger.series("reference/computed_pairs") == [64.0]
+    assert again.logger.series("reference/computed_pairs") == [0.0]
+
+
+def test_a_reference_that_is_not_the_policy_stops_the_stage(tiny_base, sft, tmp_path, monkeypatch):
+    real = dpo_module.cached_logps
+
+    def shifted(*arguments):
+        logps, cached = real(*arguments)
+        return {"chosen": logps["chosen"] - 1, "rejected": logps["rejected"]}, cached
+
+    monkeypatch.setattr(dpo_module, "cached_logps", shifted)
+
+    with pytest.raises(HandOverError, match=r"not ln 2"):
+        SPEC.run(context(tmp_path, tiny_base, sft))
+
+
+def test_the_reference_key_names_all_that_counts():
+    pairs = token_pairs(3)
+    base = {"base": "b", "adapter": "a", "dtype": "d", "layout": "l"}
+    key = reference_key(pairs, **base)
+
+    assert reference_key(list(pairs), **base) == key
+    assert reference_key(pairs[:2], **base) != key
+    assert reference_key([pairs[1], pairs[0], pairs[2]], **base) != key
+    assert len({reference_key(pairs, **{**base, name: "x"}) for name in base} | {key}) == 5
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other", "nan"])
+def test_a_damaged_cache_is_computed_again(tmp_path, damage):
+    good = {"chosen": torch.zeros(2), "rejected": torch.ones(2)}
+    cached_logps(tmp_path, "k", 2, lambda: good)
+    path = tmp_path / "reference-k" / "logps.safetensors"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-3])
+    else:
+        bad = torch.full((2,), math.nan) if damage == "nan" else torch.zeros(3)
+        path.parent.joinpath("logps.safetensors").unlink()
+        save_file({"chosen": bad, "rejected": bad.clone()}, path)
+
+    logps, cached = cached_logps(tmp_path, "k", 2, lambda: good)
+
+    assert not cached
+    assert torch.equal(logps["rejected"], torch.ones(2))
+    assert cached_logps(tmp_path, "k", 2, lambda: good)[1]

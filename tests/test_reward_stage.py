@@ -1,0 +1,194 @@
+"""The reward stage from files to files: what it learns, stores, resumes and says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from pipeline.contract import ArtifactKind
+from pipeline.errors import Interrupted
+from reward.model import ScoreHead
+from reward.scoring import score
+from stages.reward import SPEC, RewardConfig
+from stages.runtime.adapters import load_head
+from stages.runtime.loading import backbone
+from tests.pair_fixtures import FP32, TUNING, preference_file, reopen, sft_adapter, toy_rows
+from tests.tiny import ManualStop, as_checkpoint, stage_context, tiny_model
+
+SETTINGS = {
+    "model": FP32,
+    "tuning": TUNING,
+    "learning_rate": 2e-2,
+    "per_device_train_batch_size": 8,
+    "max_steps": 30,
+    "logging_steps": 5,
+    "eval_share": 0.25,
+    "seed": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def sft(tiny_base, tmp_path_factory):
+    return sft_adapter(tiny_base, tmp_path_factory.mktemp("sft") / "adapter")
+
+
+def context(root, base, adapter, rows, *, stop=None, **changes):
+    preferences = preference_file(root / "pairs.jsonl", rows)
+    inputs = {"base": base, "policy": adapter, "preferences": preferences}
+    return stage_context(root, RewardConfig(**{**SETTINGS, **changes}), inputs, stop=stop)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base, sft, tmp_path_factory):
+    ctx = context(tmp_path_factory.mktemp("reward"), tiny_base, sft, toy_rows(120))
+    return ctx, SPEC.run(ctx)
+
+
+def test_a_rule_that_can_be_learned_is_learned(trained):
+    ctx, result = trained
+
+    assert result.metrics["accuracy"] > 0.9
+    assert result.metrics["accuracy_low"] > 0.7
+    assert result.metrics["num_pairs"] >= 25
+    assert ctx.logger.series("rewards/accuracies")[-1] > 0.9
+    assert ctx.logger.series("loss")[-1] < 0.3 < ctx.logger.series("loss")[0]
+
+
+def test_labels_by_a_coin_teach_nothing_that_holds(tiny_base, sft, tmp_path):
+    ctx = context(tmp_path, tiny_base, sft, toy_rows(240, shuffled=True), eval_share=0.5, max_steps=15)
+
+    result = SPEC.run(ctx)
+
+    # 120 held-out pairs: three standard deviations of a coin are 0.14
+    assert abs(result.metrics["accuracy"] - 0.5) < 0.14
+    assert any("floor" in note for note in result.notes)
+
+
+def test_the_first_loss_is_near_ln_2_and_the_start_is_proven(trained):
+    ctx, result = trained
+
+    assert result.metrics["handover/logit_difference"] < 1e-5
+    assert result.metrics["handover/num_trainable"] > 0
+    assert ctx.logger.series("loss")[0] < 1.2
+
+
+def test_the_card_lies_beside_the_weights_and_agrees_with_the_metrics(trained):
+    _, result = trained
+    card = json.loads((result.outputs["reward_model"] / "card.json").read_text())
+
+    assert card["accuracy"] == result.metrics["accuracy"]
+    assert card["floors"]["length"] == result.metrics["length_floor"]
+    assert set(SPEC.metrics) <= result.metrics.keys()
+
+
+def test_the_stored_head_and_adapter_give_the_same_scores_to_1e_6(trained, tiny_base):
+    _, result = trained
+    stored = as_checkpoint(result.outputs["reward_model"], ArtifactKind.REWARD_MODEL)
+    rows = [([5 + i % 200, 6, 7], [8, 9 + i % 100] * (1 + i % 5)) for i in range(64)]
+    prompts, responses = zip(*rows, strict=True)
+
+    def scores():
+        model = reopen(tiny_base, stored, name="reward")
+        return score(backbone(model), ScoreHead.from_tensors(load_head(stored)), prompts, responses)
+
+    first = scores()
+    torch.testing.assert_close(scores(), first, atol=1e-6, rtol=0)
+    assert first.std() > 0.01
+
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        tiny_base.path, num_labels=1, dtype=torch.float32
+    )
+    plain = PeftModel.from_pretrained(plain, stored.path).eval()
+    for row, (prompt, response) in enumerate(rows[:8]):
+        logits = plain(torch.tensor([[*prompt, *response]])).logits
+        torch.testing.assert_close(logits[0, 0], first[row], atol=1e-5, rtol=0)
+
+
+def test_four_steps_equal_two_and_two_bit_for_bit(tiny_base, sft, tmp_path):
+    rows, changes = toy_rows(40), {"max_steps": 4, "logging_steps": 1}
+    straight = SPEC.run(context(_made(tmp_path / "a"), tiny_base, sft, rows, **changes))
+    with pytest.raises(Interrupted):
+        SPEC.run(context(_made(tmp_path / "b"), tiny_base, sft, rows, stop=ManualStop(after=1), **changes))
+
+    continued = SPEC.run(context(tmp_path / "b", tiny_base, sft, rows, **changes))
+
+    one, other = (
+        load_file(result.outputs["reward_model"] / "adapter_model.safetensors")
+        for result in (straight, continued)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert straight.metrics["accuracy"] == continued.metrics["accuracy"]
+
+
+def test_only_the_adapter_and_the_head_are_trained(trained, sft):
+    _, result = trained
+    before = load_file(sft.path / "adapter_model.safetensors")
+    after = load_file(result.outputs["reward_model"] / "adapter_model.safetensors")
+
+    assert after.keys() - before.keys() == {"base_model.model.score.weight"}
+    assert all(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_soft_labels_margins_and_ties_reach_the_loss(tiny_base, sft, tmp_path):
+    rows = [{**row, "margin": 2.0} for row in toy_rows(16)]
+
+    def first_loss(name, **changes):
+        ctx = context(
+            _made(tmp_path / name),
+            tiny_base,
+            sft,
+            rows,
+            max_steps=1,
+            logging_steps=1,
+            eval_share=0,
+            **changes,
+        )
+        SPEC.run(ctx)
+        return ctx.logger.series("loss")[0]
+
+    plain = first_loss("plain", use_margins=False, center_rewards_coefficient=0.0)
+    assert first_loss("margin", center_rewards_coefficient=0.0) > plain + 0.5
+    assert first_loss("centred", use_margins=False, center_rewards_coefficient=1.0) != plain
+    assert (
+        first_loss("smoothed", use_margins=False, center_rewards_coefficient=0.0, label_smoothing=0.3)
+        != plain
+    )
+
+
+def test_a_model_that_cannot_be_packed_is_padded_and_says_so(tmp_path):
+    base = tiny_model(tmp_path / "bloom", "bloom", n_layer=2, n_head=4, hidden_size=32)
+    adapter = sft_adapter(base, tmp_path / "adapter")
+
+    result = SPEC.run(context(_made(tmp_path / "r"), base, adapter, toy_rows(24), max_steps=2))
+
+    assert any("rows are padded" in note for note in result.notes)
+
+
+def test_padded_rows_give_the_same_model(tiny_base, sft, tmp_path):
+    rows, weights = toy_rows(24), []
+    for name, shared in (("a", True), ("b", False)):
+        ctx = context(
+            _made(tmp_path / name),
+            tiny_base,
+            sft,
+            rows,
+            max_steps=2,
+            shared_prompts=shared,
+            learning_rate=1e-3,
+        )
+        result = SPEC.run(ctx)
+        weights.append(load_file(result.outputs["reward_model"] / "adapter_model.safetensors"))
+
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, atol=2e-5, rtol=0)
+
+
+def _made(path):
+    path.mkdir(parents=True, exist_ok=True)
+    return path
