@@ -5,10 +5,36 @@ from __future__ import annotations
 import difflib
 
 from pipeline.errors import DataError
-from reward.preferences.readers import native, trl
+from reward.preferences.readers import (
+    argilla,
+    crowd,
+    judged,
+    label_studio,
+    native,
+    prodigy,
+    ranked,
+    rated,
+    table,
+    trainers,
+    trl,
+    ukp,
+)
 from reward.preferences.readers.format import Format
 
-ALL: tuple[Format, ...] = (*native.FORMATS, *trl.FORMATS)
+ALL: tuple[Format, ...] = (
+    *native.FORMATS,
+    *trl.FORMATS,
+    *rated.FORMATS,
+    *ranked.FORMATS,
+    *judged.FORMATS,
+    *trainers.FORMATS,
+    *label_studio.FORMATS,
+    *argilla.FORMATS,
+    *prodigy.FORMATS,
+    *crowd.FORMATS,
+    *ukp.FORMATS,
+    *table.FORMATS,
+)
 
 
 def by_name(name: str, *, where: str = "") -> Format:
@@ -21,5 +47,5 @@ def by_name(name: str, *, where: str = "") -> Format:
         if form.name == name:
             return form
     close = difflib.get_close_matches(name, [form.name for form in ALL], n=1)
-    hint = f"format: {close[0]}" if close else "triptych data formats"
+    hint = f"format: {close[0]}" if close else f"one of {', '.join(form.name for form in ALL)}"
     raise DataError(f"there is no format {name!r}", where=where, hint=hint, code="unknown-format")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import DataError
 from reward.preferences.catalogue import ALL, by_name
+from reward.preferences.guess import propose_mapping, undeclared_scale
 from reward.preferences.lines import RawRow
 from reward.preferences.mapping import Mapping
 from reward.preferences.readers.format import Format
@@ -38,8 +39,9 @@ def detect(rows: Sequence[RawRow], mapping: Mapping, *, where: str) -> Verdict:
         DataError: no format fits, or the one that fits needs a person to declare its direction.
     """
     objects = [row.value for row in rows if isinstance(row.value, dict)]
-    if mapping.format is not None:
-        form = by_name(mapping.format, where=where)
+    named = mapping.format or ("table" if mapping.names_columns else None)
+    if named is not None:
+        form = by_name(named, where=where)
         share = sum(1 for value in objects if form.matches(value)) / max(len(objects), 1)
         return Verdict(form, share, True)
     counts: Counter[str] = Counter()
@@ -65,11 +67,20 @@ def detect(rows: Sequence[RawRow], mapping: Mapping, *, where: str) -> Verdict:
 
 
 def _unknown(objects: Sequence[dict[str, object]], where: str) -> DataError:
+    proposed = propose_mapping(objects)
+    hint = "give a mapping file that names the fields (docs/preferences.md)"
+    if proposed:
+        hint = "give a mapping file; this is a proposal, complete what is marked ???:\n" + proposed.rstrip()
+    column = undeclared_scale(objects)
+    if column is not None and proposed:
+        return DataError(
+            f"nothing in the file says which side a large {column!r} prefers",
+            where=where,
+            hint=hint,
+            code="direction-undeclared",
+        )
     names = sorted({str(name) for value in objects[:20] for name in value})
     shown = ", ".join(names[:12]) or "no named fields"
     return DataError(
-        f"no known format has these fields: {shown}",
-        where=where,
-        hint="give a mapping file that names the fields (docs/preferences.md)",
-        code="unknown-format",
+        f"no known format has these fields: {shown}", where=where, hint=hint, code="unknown-format"
     )

@@ -38,6 +38,8 @@ class RawRow:
     "The parsed row: a dict for a table, any JSON value for JSON."
     problem: RowFinding | None = None
     "Why there is no value."
+    earlier_line: int | None = None
+    "Line of this row in the file that was checked before, when it comes from a file of rejects."
 
 
 @dataclass(frozen=True, slots=True)

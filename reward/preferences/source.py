@@ -14,9 +14,14 @@ from reward.preferences.detect import SAMPLE_ROWS, Verdict, detect
 from reward.preferences.lines import RawRow, text_rows
 from reward.preferences.mapping import Mapping
 from reward.preferences.notes import RowFinding, RowNotes, RowRejected
+from reward.preferences.readers import ukp
 from reward.preferences.readers.format import Format
 from reward.preferences.records import PreferenceRecord
+from reward.preferences.tables import read_parquet, read_workbook, read_xml
 from reward.preferences.textfile import TextForm, data_suffix
+
+LINE_MARK, CHECKS_MARK, MESSAGE_MARK = MARKS = ("_line", "_checks", "_message")
+"Fields that a file of rejects has beside the row's own."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +67,36 @@ def open_source(path: Path, mapping: Mapping | None = None) -> Source:
 
 
 def raw_rows_of(path: Path, mapping: Mapping) -> tuple[TextForm | None, Iterator[RawRow]]:
-    """Open a file by its physical form."""
-    return text_rows(path, data_suffix(path), mapping.table)
+    """Open a file by its physical form; columns that an earlier check added are taken off."""
+    suffix = data_suffix(path)
+    form: TextForm | None = None
+    if suffix in (".xlsx", ".xlsm"):
+        rows = read_workbook(path, mapping.table)
+    elif suffix == ".parquet":
+        rows = read_parquet(path)
+    elif suffix == ".xml":
+        rows = read_xml(path, ukp.ELEMENT)
+    else:
+        form, rows = text_rows(path, suffix, mapping.table)
+    return form, map(_without_marks, rows)
+
+
+def _without_marks(raw: RawRow) -> RawRow:
+    if not isinstance(raw.value, dict) or LINE_MARK not in raw.value:
+        return raw
+    value = {name: cell for name, cell in raw.value.items() if name not in MARKS}
+    return replace(raw, value=value, earlier_line=_earlier_line(raw.value[LINE_MARK]))
+
+
+def _earlier_line(mark: Any) -> int | None:
+    try:
+        return int(mark)
+    except (TypeError, ValueError):
+        return None
 
 
 def _read_rows(raw_rows: Iterable[RawRow], form: Format, mapping: Mapping) -> Iterator[ReadRow]:
-    options = mapping.model_dump()
+    options = mapping.options()
     if form.span is None:
         for raw in raw_rows:
             yield _read_row(raw, form, options)
