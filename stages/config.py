@@ -10,8 +10,8 @@ from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.config.strict import NOT_IN_KEY, StrictModel
 
 
-class TrainingConfig(StrictModel):
-    """Optimisation settings of a stage that trains. Names follow transformers."""
+class OptimizationConfig(StrictModel):
+    """Optimisation settings, whatever is trained. Names follow transformers."""
 
     seed: int = 42
     "Seed of data order and initialisation; the run's seed unless the stage sets its own."
@@ -45,3 +45,10 @@ class TrainingConfig(StrictModel):
     "Optimizer steps between two lines of metrics."
     save_steps: int = Field(100, ge=1, json_schema_extra=NOT_IN_KEY)
     "Optimizer steps between two checkpoints inside the stage."
+
+
+class TrainingConfig(OptimizationConfig):
+    """Settings of a stage that trains adapters on the frozen base."""
+
+    tuning: TuningConfig = TuningConfig()
+    "What is trained; one block of the run for all stages."

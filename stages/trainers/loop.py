@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.contract import StageContext
 from pipeline.errors import Interrupted, StageFailed
-from stages.config import TrainingConfig
+from stages.config import OptimizationConfig
 from stages.runtime.checkpoints import CheckpointFolder, checkpoint_key
 from stages.runtime.training_state import (
     NamedParameters,
@@ -63,7 +63,7 @@ class LoopSettings:
     save_steps: int
 
     @classmethod
-    def from_config(cls, config: TrainingConfig, total_steps: int) -> LoopSettings:
+    def from_config(cls, config: OptimizationConfig, total_steps: int) -> LoopSettings:
         """Take the settings of a training stage; warm-up steps are rounded up, as transformers does."""
         return cls(
             learning_rate=config.learning_rate,
@@ -101,6 +101,8 @@ class TrainSummary:
     "The step that training went on from; 0 for a fresh start."
     metrics: Mapping[str, float]
     "The last line of metrics."
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    "What evaluate() gave after the last step."
     notes: tuple[str, ...] = ()
     "Damaged checkpoints that were passed over."
 
@@ -108,7 +110,7 @@ class TrainSummary:
 def train(
     *,
     parameters: NamedParameters,
-    config: TrainingConfig,
+    config: OptimizationConfig,
     total_steps: int,
     batches: Callable[[int], Sequence[Any]],
     loss: Callable[[Any], LossOutput],
@@ -136,14 +138,18 @@ def train(
     """
     loop = _Loop(parameters, LoopSettings.from_config(config, total_steps), ctx, prefix)
     start = loop.resume()
+    evaluation: dict[str, float] = {}
     for step in range(start, total_steps):
         loop.step(step, batches(step), loss)
         done = step + 1
         if evaluate and (done == total_steps or (eval_steps and done % eval_steps == 0)):
             with unchanged_random_state():
-                ctx.logger.log(dict(evaluate()), step=done)
+                evaluation = dict(evaluate())
+            ctx.logger.log(evaluation, step=done)
         loop.after(done)
-    return TrainSummary(total_steps, start, loop.last_line, loop.notes)
+    if evaluate and start == total_steps:
+        evaluation = dict(evaluate())
+    return TrainSummary(total_steps, start, loop.last_line, evaluation, loop.notes)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from stages.config import TrainingConfig
+from stages.config import OptimizationConfig
 
 
 def seed_of(seed: int, *purpose: object) -> int:
@@ -23,19 +23,19 @@ def order(seed: int, epoch: int, num_rows: int) -> list[int]:
     return torch.randperm(num_rows, generator=generator).tolist()
 
 
-def steps_an_epoch(config: TrainingConfig, num_rows: int) -> int:
+def steps_an_epoch(config: OptimizationConfig, num_rows: int) -> int:
     """Return the optimizer steps of one pass; the last one may be smaller."""
     return math.ceil(num_rows / (config.per_device_train_batch_size * config.gradient_accumulation_steps))
 
 
-def total_steps(config: TrainingConfig, num_rows: int) -> int:
+def total_steps(config: OptimizationConfig, num_rows: int) -> int:
     """Return max_steps when it is set, else the steps of num_train_epochs, rounded up."""
     if config.max_steps is not None:
         return config.max_steps
     return max(1, math.ceil(config.num_train_epochs * steps_an_epoch(config, num_rows)))
 
 
-def row_batches(config: TrainingConfig, num_rows: int) -> Callable[[int], list[list[int]]]:
+def row_batches(config: OptimizationConfig, num_rows: int) -> Callable[[int], list[list[int]]]:
     """Return the function that gives a step (from 0) its micro-batches of row indexes.
 
     Every epoch holds each row once. The last step of an epoch may hold fewer rows; no
