@@ -126,6 +126,20 @@ def findings_of(rejects: Sequence[RejectedRow], path: Path) -> list[Finding]:
     return found
 
 
+def too_many_rejects(
+    rejects: Sequence[RejectedRow], num_rows: int, max_share: float, path: Path
+) -> list[Finding]:
+    """Return nothing while rejected rows are at most max_share of all rows, else what is wrong with them."""
+    share = len(rejects) / max(1, len(rejects) + num_rows)
+    if share <= max_share:
+        return []
+    message = (
+        f"{len(rejects)} of {len(rejects) + num_rows} rows cannot be used ({share:.1%}, allowed {max_share:.1%})"
+    )
+    hint = "mend the rows, or raise max_rejected_share"
+    return [Finding(message, str(path), hint, "too-many-rejected-rows"), *findings_of(rejects, path)]
+
+
 def write_rejects(rejects: Sequence[RejectedRow], path: Path) -> Path:
     """Write rejected rows as JSON Lines."""
     path.write_text("".join(row.as_json() + "\n" for row in rejects), encoding="utf-8")

@@ -145,3 +145,14 @@ def test_shapes_and_temperature_are_checked():
         linear_logprobs(hidden[:, :-1], weight, targets)
     with pytest.raises(ValueError, match="temperature"):
         linear_logprobs(hidden, weight, targets, temperature=0.0)
+
+
+def test_hits_are_the_rows_whose_target_is_the_likeliest_token():
+    hidden = torch.eye(3)
+    weight = torch.tensor([[5.0, 0, 0], [0, 5, 0], [0, 1, 0], [0, 0, 5]])  # rows: 4 tokens
+    hits = torch.zeros(3, dtype=torch.bool)
+
+    linear_logprobs(hidden, weight, torch.tensor([0, 2, 3]), chunk=2, hits=hits)
+
+    # Row 1 of the states scores (0, 5, 1, 0): its likeliest token is 1, not its target 2.
+    assert hits.tolist() == [True, False, True]

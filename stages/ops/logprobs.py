@@ -27,6 +27,7 @@ def linear_logprobs(
     with_entropy: bool = False,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    hits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return log softmax(logits)[target] of each row, with its gradient to `hidden`.
 
@@ -47,6 +48,7 @@ def linear_logprobs(
         with_entropy: also return the entropy of each row's distribution (no gradient).
         bias: output bias, (vocabulary,), frozen.
         softcap: bound of the logits before the temperature (Gemma); None is no bound.
+        hits: bool (rows,), filled in place: True where the target is the likeliest token.
 
     Returns:
         Log-probabilities (rows,) in float32, and entropies (rows,) in nats or None.
@@ -58,7 +60,7 @@ def linear_logprobs(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     chunk = chunk if chunk is not None else _chunk_rows(weight)
-    options = (temperature, chunk, with_entropy, softcap)
+    options = (temperature, chunk, with_entropy, softcap, hits)
     if torch.is_grad_enabled() and hidden.requires_grad:
         logprobs, entropies = _LinearLogprobs.apply(hidden, weight, targets, bias, *options)
     else:
@@ -80,7 +82,7 @@ class _LinearLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropies: Tensor) -> tuple[Tensor | None, ...]:
         (jacobian,) = ctx.saved_tensors
         grad_hidden = (grad_logprobs[:, None] * jacobian).to(jacobian.dtype)
-        return grad_hidden, None, None, None, None, None, None, None
+        return grad_hidden, None, None, None, None, None, None, None, None
 
 
 def _forward(
@@ -92,6 +94,7 @@ def _forward(
     chunk: int,
     with_entropy: bool,
     softcap: float | None,
+    hits: Tensor | None,
     *,
     with_jacobian: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,6 +113,8 @@ def _forward(
                 logits.div_(temperature)
             chosen = logits.gather(1, target).squeeze(1)
             norm = logits.logsumexp(1)
+            if hits is not None:
+                hits[part] = chosen >= logits.amax(1)
             logprobs[part] = chosen - norm
             if not (with_jacobian or with_entropy):
                 continue

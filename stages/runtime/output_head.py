@@ -43,7 +43,13 @@ class OutputHead:
         return head
 
     def logprobs(
-        self, hidden: Tensor, targets: Tensor, *, temperature: float, with_entropy: bool = False
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        *,
+        temperature: float,
+        with_entropy: bool = False,
+        hits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return log-probs and entropies of tokens; see stages.ops.logprobs.linear_logprobs."""
         return linear_logprobs(
@@ -54,6 +60,7 @@ class OutputHead:
             with_entropy=with_entropy,
             bias=self.bias,
             softcap=self.softcap,
+            hits=hits,
         )
 
     def _prove(self, causal_lm: nn.Module, backbone: nn.Module) -> None:
