@@ -5,6 +5,7 @@ A row that cannot be used is set aside with its line and the reason; nothing is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,6 +127,26 @@ def findings_of(rejects: Sequence[RejectedRow], path: Path) -> list[Finding]:
     return found
 
 
+def split_by_prompt(
+    rows: Sequence[Demonstration], *, share: float, seed: int
+) -> tuple[list[Demonstration], list[Demonstration]]:
+    """Divide demonstrations into training and held-out, all rows of one prompt on one side.
+
+    Which prompts are held out depends on the prompts and the seed, not on the order of the rows.
+    At least one prompt is held out when there are two, unless share is 0.
+    """
+    sizes = Counter(row.group for row in rows)
+    ranked = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).hexdigest())
+    wanted, held_out = share * len(rows), set[str]()
+    for group in ranked[:-1]:
+        if wanted <= 0:
+            break
+        held_out.add(group)
+        wanted -= sizes[group]
+    train = [row for row in rows if row.group not in held_out]
+    return train, [row for row in rows if row.group in held_out]
+
+
 def too_many_rejects(
     rejects: Sequence[RejectedRow], num_rows: int, max_share: float, path: Path
 ) -> list[Finding]:
@@ -133,9 +154,8 @@ def too_many_rejects(
     share = len(rejects) / max(1, len(rejects) + num_rows)
     if share <= max_share:
         return []
-    message = (
-        f"{len(rejects)} of {len(rejects) + num_rows} rows cannot be used ({share:.1%}, allowed {max_share:.1%})"
-    )
+    total = len(rejects) + num_rows
+    message = f"{len(rejects)} of {total} rows cannot be used ({share:.1%}, allowed {max_share:.1%})"
     hint = "mend the rows, or raise max_rejected_share"
     return [Finding(message, str(path), hint, "too-many-rejected-rows"), *findings_of(rejects, path)]
 

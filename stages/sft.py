@@ -1,0 +1,79 @@
+"""Supervised fine-tuning: a LoRA adapter learns to answer as the demonstrations do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config.strict import NOT_IN_KEY
+from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
+from pipeline.errors import Finding, UserError
+from stages.config import TrainingConfig
+
+
+class SftConfig(TrainingConfig):
+    """Settings of supervised fine-tuning."""
+
+    packing: bool = True
+    "Lay the rows of a micro-batch one after another in one row, without padding; they never see each other."
+    truncation: Literal["drop", "keep_start"] = "drop"
+    "Rows longer than max_length: drop leaves them out and counts them; keep_start cuts the answer's end."
+    eval_share: float = Field(0.05, ge=0, lt=1)
+    "Share of the demonstrations held out by prompt for eval_loss; 0 trains on all of them."
+    eval_steps: int | None = Field(None, ge=1, json_schema_extra=NOT_IN_KEY)
+    "Optimizer steps between two evaluations; None evaluates before the first and after the last step."
+    max_rejected_share: float = Field(0.05, ge=0, le=1)
+    "Largest share of unusable rows; more of them stop the stage before a model is loaded."
+
+
+def run(ctx: StageContext) -> StageResult:
+    """Train an adapter on the demonstrations and write it to `adapter`."""
+    from stages.trainers.sft import train_sft
+
+    return train_sft(ctx)
+
+
+def check(stage: StageCheck) -> Sequence[Finding]:
+    """Read the demonstrations, without a tokenizer: unreadable files and too many bad rows are found here."""
+    from stages.data import read_demonstrations, too_many_rejects
+
+    findings: list[Finding] = []
+    config: SftConfig = stage.config
+    if "lm_head" in config.tuning.target_modules and config.tuning.target_modules != "all-linear":
+        findings.append(
+            Finding(
+                "an adapter on lm_head is never trained: log-probabilities are read from its frozen weight",
+                f"stages.{stage.name}.tuning.target_modules",
+                "leave lm_head out",
+                "adapter-on-head",
+            )
+        )
+    source = stage.inputs.get("demonstrations")
+    if source is None:
+        return findings
+    try:
+        rows, rejects = read_demonstrations(source.path)
+    except UserError as error:
+        return [*findings, *error.findings]
+    return [*findings, *too_many_rejects(rejects, len(rows), config.max_rejected_share, source.path)]
+
+
+SPEC = StageSpec(
+    kind="sft",
+    version=1,
+    config_type=SftConfig,
+    inputs={
+        "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen model that the adapter is put on"),
+        "policy": InputSlot((ArtifactKind.ADAPTER,), required=False, help="adapter to go on from"),
+        "demonstrations": InputSlot(
+            (ArtifactKind.DEMONSTRATIONS,), help="JSON Lines with prompt and completion, or messages"
+        ),
+    },
+    outputs={"adapter": ArtifactKind.ADAPTER},
+    run=run,
+    summary="supervised fine-tuning on demonstrations (TRL's SFTTrainer), loss on the answer only",
+    check=check,
+    metrics=("train_loss", "eval_loss", "mean_token_accuracy", "eval_mean_token_accuracy", "num_tokens"),
+)

@@ -1,0 +1,270 @@
+"""Supervised fine-tuning from files to a written adapter. The optimisation itself is TRL's."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from pipeline.contract import StageContext, StageResult
+from pipeline.errors import DataError, HandOverError, ModelError
+from stages.data import (
+    RejectedRow,
+    read_demonstrations,
+    split_by_prompt,
+    too_many_rejects,
+    write_rejects,
+)
+from stages.runtime.adapters import load_adapter, named_adapter_parameters, new_adapter, save_adapter
+from stages.runtime.chat import ChatText, TextContract
+from stages.runtime.handover import HandOver, prove_hand_over
+from stages.runtime.loading import load_base, load_tokenizer, vocabulary_findings
+from stages.runtime.seal import train_sealed
+from stages.sft import SftConfig
+from stages.trainers.loop import unchanged_random_state
+from stages.trainers.sft_rows import TokenRow, TokenRows, encode_rows, prove_stop_is_trained
+from stages.trainers.sft_trainer import (
+    AnswerTrainer,
+    answer_logprobs,
+    choose_layout,
+    make_trainer,
+    without_base_dropout,
+)
+
+LOGGER = logging.getLogger(__name__)
+
+ADAPTER = "policy"
+REJECTS_FILE = "rejected_rows.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that is decided before weights are loaded."""
+
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatText
+    train: TokenRows
+    held_out: TokenRows
+    rejects: list[RejectedRow]
+
+    def metrics(self) -> dict[str, float]:
+        """Return what became of the rows of the file."""
+        num_too_long = self.train.num_too_long + self.held_out.num_too_long
+        return {
+            "num_train_rows": len(self.train.rows),
+            "num_eval_rows": len(self.held_out.rows),
+            "num_rejected_rows": len(self.rejects) - num_too_long,
+            "num_too_long_rows": num_too_long,
+            "num_cut_rows": self.train.num_cut + self.held_out.num_cut,
+        }
+
+
+def train_sft(ctx: StageContext) -> StageResult:
+    """Train an adapter on the answers of the demonstrations and write it to `output_dir/adapter`.
+
+    Raises:
+        DataError: too many unusable rows, none short enough, or no trained stop token.
+        HandOverError: the adapter does not start as its parent, or another text contract.
+        Interrupted: the stage was asked to stop; the last checkpoint is sealed.
+    """
+    config: SftConfig = ctx.config
+    prepared = prepare(ctx)
+    model, proof = start_model(ctx, prepared.tokenizer)
+    notes = [*prepared.chat.notes]
+    if without_base_dropout(model):
+        notes.append("dropout of the base model is off: it is frozen")
+    layout = choose_layout(model, config, prepared.tokenizer)
+    trainer = make_trainer(
+        model, prepared.train.rows, config, layout, prepared.tokenizer, folder=ctx.scratch_dir / "trainer"
+    )
+    # The trainer may not have touched what it was given: TRL resets or rounds adapters in some set-ups.
+    prove_hand_over(model, ctx.inputs.get("policy"), policy=ADAPTER)
+    prove_batch_trains_stop(trainer, prepared.chat)
+    evaluation = HeldOut(trainer, prepared.held_out.rows, ctx, every=config.eval_steps)
+    trainer.add_callback(evaluation)
+    with layout.attention(model):
+        found = train_sealed(trainer, ctx, text="sft")
+        final = evaluation.measure()
+    prove_learned(model)
+    adapter = save_adapter(
+        model, ctx.output_dir / "adapter", name=ADAPTER, base=ctx.inputs["base"], tokenizer=prepared.tokenizer
+    )
+    if prepared.rejects:
+        write_rejects(prepared.rejects, adapter / REJECTS_FILE)
+    if final:
+        ctx.logger.log(final, step=trainer.state.global_step)
+    notes += [*layout.notes, *(str(damage) for damage in found.damages)]
+    metrics = {**trainer.totals.metrics(), **final, **prepared.metrics(), **proof.metrics()}
+    return StageResult({"adapter": adapter}, metrics, tuple(notes))
+
+
+def prepare(ctx: StageContext) -> Prepared:
+    """Read, split and tokenise the demonstrations; check the text contract. No weights are loaded."""
+    config: SftConfig = ctx.config
+    source = ctx.inputs["demonstrations"]
+    demonstrations, rejects = read_demonstrations(source.path)
+    tokenizer = load_tokenizer(ctx.inputs.get("policy") or ctx.inputs["base"], config.model)
+    check_parents(ctx, tokenizer)
+    chat = ChatText(tokenizer)
+    parts = [
+        encode_rows(part, chat, max_length=config.max_length, truncation=config.truncation)
+        for part in split_by_prompt(demonstrations, share=config.eval_share, seed=config.seed)
+    ]
+    unwritable = [row for part in parts for row in part.rejects if row.check != "too_long"]
+    bad, num_good = [*rejects, *unwritable], len(demonstrations) - len(unwritable)
+    found = too_many_rejects(bad, num_good, config.max_rejected_share, source.path)
+    if found:
+        raise DataError.from_findings(found)
+    if not parts[0].rows:
+        raise DataError(
+            f"no demonstration is short enough: all are longer than max_length {config.max_length}",
+            where=str(source.path),
+            hint="a larger max_length",
+            code="no-usable-row",
+        )
+    for part in parts:
+        prove_stop_is_trained(part.rows, chat.stop_token_ids, num_cut=part.num_cut)
+    set_aside = [*rejects, *parts[0].rejects, *parts[1].rejects]
+    return Prepared(tokenizer, chat, parts[0], parts[1], sorted(set_aside, key=lambda row: row.line))
+
+
+def check_parents(ctx: StageContext, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that token ids mean the same as in the base and in the adapter to go on from.
+
+    A first fine-tuning may choose the chat template of its base; nothing may change it later.
+
+    Raises:
+        HandOverError: every difference, with both values.
+    """
+    own = TextContract.from_tokenizer(tokenizer, base=ctx.inputs["base"])
+    findings = []
+    for role in ("base", "policy"):
+        source = ctx.inputs.get(role)
+        parent = TextContract.read(source.path) if source is not None and source.path.is_dir() else None
+        if source is None or parent is None:
+            continue
+        chooses = role == "base" and ctx.config.model.chat_template is not None
+        findings += [
+            finding
+            for finding in own.differences(parent, where=ctx.name, other_name=source.producer or role)
+            if not (chooses and finding.code in _CHOSEN_WITH_TEMPLATE)
+        ]
+    if findings:
+        raise HandOverError.from_findings(findings)
+
+
+_CHOSEN_WITH_TEMPLATE = ("text-chat-template-sha256", "text-stop-token-ids")
+
+
+def start_model(ctx: StageContext, tokenizer: PreTrainedTokenizerBase) -> tuple[PeftModel, HandOver]:
+    """Load the base and put the adapter on it: fresh, or the parent's; prove that it starts there."""
+    config: SftConfig = ctx.config
+    parent = ctx.inputs.get("policy")
+    base = load_base(ctx.inputs["base"], config.model, config.tuning)
+    findings = vocabulary_findings(tokenizer, base)
+    if findings:
+        raise ModelError.from_findings(findings)
+    if parent is None:
+        model = new_adapter(base, config.tuning, name=ADAPTER, seed=config.seed)
+    else:
+        dropout = config.tuning.lora_dropout
+        model = load_adapter(
+            base, parent, name=ADAPTER, trainable=True, tuning=config.tuning, dropout=dropout
+        )
+    return model, prove_hand_over(model, parent, policy=ADAPTER)
+
+
+def prove_batch_trains_stop(trainer: AnswerTrainer, chat: ChatText) -> None:
+    """Check on the first rows, collated as in training, that stop tokens count in the loss.
+
+    Raises:
+        DataError: none does, as when padding and the stop token share an id that is masked.
+    """
+    rows = [trainer.train_dataset[i] for i in range(min(8, len(trainer.train_dataset)))]
+    labels = trainer.data_collator(rows)["labels"]
+    if not torch.isin(labels, torch.tensor(chat.stop_token_ids)).any():
+        raise DataError(
+            "no stop token counts in the loss of the first rows, so the model would never learn to stop",
+            hint="a larger max_length, or a chat template that ends its turns",
+            code="no-trained-stop",
+        )
+
+
+def prove_learned(model: PeftModel) -> None:
+    """Check after training that the adapter does something.
+
+    Raises:
+        HandOverError: every lora_B is still zero.
+    """
+    ups = [value for name, value in named_adapter_parameters(model, ADAPTER) if ".lora_B." in name]
+    if not any(bool(value.any()) for value in ups):
+        raise HandOverError(
+            "the adapter learned nothing: every lora_B is zero after training",
+            hint="a larger learning_rate or more steps",
+            code="nothing-learned",
+        )
+
+
+class HeldOut(TrainerCallback):
+    """Measures the loss on held-out demonstrations; random state is put back, so training is not moved."""
+
+    def __init__(
+        self, trainer: AnswerTrainer, rows: Sequence[TokenRow], ctx: StageContext, *, every: int | None
+    ) -> None:
+        self._trainer, self._ctx, self._every = trainer, ctx, every
+        self._rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the start, unless training goes on from a checkpoint."""
+        if state.global_step == 0:
+            self._log(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure every `every` steps; the last step is measured by the stage."""
+        step = state.global_step
+        if self._every and step % self._every == 0 and step < state.max_steps:
+            self._log(state)
+
+    def measure(self) -> dict[str, float]:
+        """Return eval_loss and eval_mean_token_accuracy over answer tokens; empty without held-out rows."""
+        if not self._rows:
+            return {}
+        trainer, size = self._trainer, self._ctx.config.per_device_train_batch_size
+        loss, hits, count = 0.0, 0, 0
+        was_training = trainer.model.training
+        trainer.model.eval()
+        with unchanged_random_state(), torch.no_grad(), trainer.compute_loss_context_manager():
+            for start in range(0, len(self._rows), size):
+                batch = trainer.data_collator(self._rows[start : start + size])
+                answer = answer_logprobs(trainer.model, trainer.head, trainer._prepare_inputs(batch))
+                loss -= float(answer.logprobs.double().sum())
+                hits += int(answer.hits.sum())
+                count += answer.num_tokens
+        trainer.model.train(was_training)
+        mean = loss / count
+        return {
+            "eval_loss": mean,
+            "eval_perplexity": math.exp(min(mean, 700)),
+            "eval_mean_token_accuracy": hits / count,
+        }
+
+    def _log(self, state: TrainerState) -> None:
+        measured = self.measure()
+        if measured:
+            self._ctx.logger.log(measured, step=state.global_step, epoch=state.epoch)

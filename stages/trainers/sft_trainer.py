@@ -1,0 +1,357 @@
+"""TRL's SFTTrainer with our ids, our compact head and rows that are laid end to end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from pipeline.errors import ModelError, StageFailed
+from stages.runtime.loading import backbone, device
+from stages.runtime.output_head import OutputHead
+from stages.runtime.segment_check import supports_segments
+from stages.runtime.segments import Segments, segment_model
+from stages.sft import SftConfig
+from stages.trainers.order import total_steps
+from stages.trainers.sft_rows import IGNORED, TokenRow
+
+LOGGER = logging.getLogger(__name__)
+
+TOTALS_FILE = "totals.json"
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over a whole training; they go on after a resume, unlike the trainer's own."""
+
+    loss: float = 0.0
+    "Negative log-probability of answer tokens, nats."
+    answer_tokens: int = 0
+    hits: int = 0
+    "Answer tokens that were the likeliest."
+    tokens: int = 0
+    "Tokens computed, prompts included, padding not."
+
+    def metrics(self) -> dict[str, float]:
+        """Return the final metrics of the training."""
+        answers = max(1, self.answer_tokens)
+        return {
+            "train_loss": self.loss / answers,
+            "mean_token_accuracy": self.hits / answers,
+            "num_tokens": float(self.tokens),
+        }
+
+
+class PaddedRows:
+    """Collates rows side by side, padded on the right."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self._pad = pad_token_id
+
+    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
+        """Return input_ids, labels and attention_mask (rows, longest); the mask is 1 where a token counts."""
+        longest = max(len(row["input_ids"]) for row in rows)
+
+        def padded(name: str, filler: int) -> Tensor:
+            return torch.tensor([row[name] + [filler] * (longest - len(row[name])) for row in rows])
+
+        mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
+        return {
+            "input_ids": padded("input_ids", self._pad),
+            "labels": padded("labels", IGNORED),
+            "attention_mask": torch.tensor(mask),
+        }
+
+
+class JoinedRows:
+    """Collates rows end to end in one row without padding; `lengths` says where each one ends."""
+
+    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
+        """Return input_ids and labels (1, total) and lengths (rows,)."""
+        return {
+            "input_ids": torch.tensor([[i for row in rows for i in row["input_ids"]]]),
+            "labels": torch.tensor([[i for row in rows for i in row["labels"]]]),
+            "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
+        }
+
+
+class AnswerTrainer(SFTTrainer):
+    """Computes the loss of answer tokens without a (tokens, vocabulary) tensor.
+
+    loss = - sum over the step's answer tokens of log p(token | what stands before it) / their number
+    """
+
+    # The loss below is divided by the tokens of the whole optimizer step, not of the micro-batch.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, model: PeftModel, args: SFTConfig, *, head: OutputHead | None, **others: Any) -> None:
+        super().__init__(model=model, args=args, **others)
+        self.head = head
+        self.totals = Totals()
+        self.model_accepts_loss_kwargs = True
+        # TRL rounds the adapters of a 4-bit base to bfloat16; AdamW's small steps are lost there.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss of one micro-batch, weighted by its share of the step's answer tokens."""
+        # Several processes, or a load-balancing loss, need TRL's own forward through the wrapped model.
+        if self.accelerator.num_processes > 1 or self.aux_loss_enabled or return_outputs:
+            if "lengths" in inputs:
+                inputs = {**inputs, **joined_inputs(inputs.pop("lengths"))}
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        answer = answer_logprobs(model, self.head, inputs)
+        self._count(answer, inputs)
+        loss = -answer.logprobs.sum() / (num_items_in_batch or max(1, answer.num_tokens))
+        if not math.isfinite(float(loss.detach())):
+            raise StageFailed(
+                f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}",
+                hint=f"a learning_rate below {self.args.learning_rate:g}, or look for broken rows",
+                code="non-finite-loss",
+            )
+        return loss
+
+    def _count(self, answer: AnswerLogprobs, inputs: Mapping[str, Tensor]) -> None:
+        mask = inputs.get("attention_mask")
+        computed = inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        hits = int(answer.hits.sum())
+        totals, count = self.totals, max(1, answer.num_tokens)
+        totals.loss += -float(answer.logprobs.detach().sum())
+        totals.answer_tokens += answer.num_tokens
+        totals.hits += hits
+        totals.tokens += computed
+        lines = self._metrics["train"]
+        lines["mean_token_accuracy"].append(hits / count)
+        lines["entropy"].append(float(answer.entropies.sum()) / count)
+        lines["num_tokens"] = [totals.tokens]
+
+    def create_model_card(self, *_arguments: Any, **_options: Any) -> None:
+        """Write none: it would hold paths of this machine."""
+
+    def _send_telemetry(self) -> None:
+        """Send nothing."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        (folder / TOTALS_FILE).write_text(json.dumps(asdict(self.totals)), encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        held = json.loads((Path(resume_from_checkpoint) / TOTALS_FILE).read_text(encoding="utf-8"))
+        self.totals = Totals(**held)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLogprobs:
+    """Log-probabilities of the answer tokens of a micro-batch, in row order."""
+
+    logprobs: Tensor
+    "(answer tokens,)"
+    entropies: Tensor
+    "(answer tokens,), nats"
+    hits: Tensor
+    "bool (answer tokens,): the token was the likeliest."
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the number of answer tokens."""
+        return self.logprobs.numel()
+
+
+def answer_logprobs(model: Any, head: OutputHead | None, inputs: Mapping[str, Tensor]) -> AnswerLogprobs:
+    """Run the model on a collated micro-batch and its head on the answer tokens only.
+
+    Without a head that is known, the logits of every token are made.
+    """
+    arguments: dict[str, Any] = {"input_ids": inputs["input_ids"], "use_cache": False}
+    if "lengths" in inputs:
+        arguments |= joined_inputs(inputs["lengths"])
+    else:
+        arguments["attention_mask"] = inputs["attention_mask"]
+    targets = inputs["labels"][:, 1:]
+    counts = targets != IGNORED
+    targets = targets[counts]
+    if head is None:
+        logits = model(**arguments).logits[:, :-1][counts].float()
+        shares = logits.log_softmax(-1)
+        logprobs = shares.gather(1, targets[:, None]).squeeze(1)
+        entropies = -(shares.detach().exp() * shares.detach()).sum(-1)
+        return AnswerLogprobs(logprobs, entropies, logits.argmax(-1) == targets)
+    hidden = backbone(model)(**arguments).last_hidden_state[:, :-1][counts]
+    hits = torch.zeros_like(targets, dtype=torch.bool)
+    logprobs, entropies = head.logprobs(hidden, targets, temperature=1.0, with_entropy=True, hits=hits)
+    if entropies is None:
+        raise ValueError("the head gave no entropies")
+    return AnswerLogprobs(logprobs, entropies, hits)
+
+
+def joined_inputs(lengths: Tensor) -> dict[str, Any]:
+    """Return the position ids and the segments of rows that lie end to end."""
+    segments = Segments.of([(0, (length,)) for length in lengths.tolist()])
+    return {"position_ids": segments.position_ids().to(lengths.device), "segments": segments}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How micro-batches are laid out for a model, and why not otherwise."""
+
+    collator: PaddedRows | JoinedRows
+    head: OutputHead | None
+    notes: tuple[str, ...]
+
+    def attention(self, model: PeftModel) -> AbstractContextManager[None]:
+        """Return the context in which this layout's micro-batches are run."""
+        return segment_model(model) if isinstance(self.collator, JoinedRows) else nullcontext()
+
+
+def choose_layout(model: PeftModel, config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> Layout:
+    """Ask the model whether rows can be joined and its head read; what it cannot do is done the long way."""
+    notes = []
+    head: OutputHead | None = None
+    try:
+        head = OutputHead.of(model, backbone=backbone(model))
+    except ModelError as error:
+        notes.append(f"{error.findings[0].message}: the logits of every token are made")
+    reason = supports_segments(model, backbone=backbone(model)) if config.packing else None
+    if reason is not None:
+        notes.append(f"packing is off: {reason}")
+    joined = config.packing and reason is None
+    return Layout(JoinedRows() if joined else PaddedRows(tokenizer.pad_token_id), head, tuple(notes))
+
+
+def without_base_dropout(model: PeftModel) -> bool:
+    """Switch off every dropout but the adapters' own; say whether there was any.
+
+    A frozen base that drops out trains its adapter on another model than the one that is served.
+    """
+    found = False
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and ".lora_dropout." not in name and module.p > 0:
+            module.p, found = 0.0, True
+        for attribute in ("attention_dropout", "dropout", "resid_dropout", "hidden_dropout"):
+            value = getattr(module, attribute, None)
+            if isinstance(value, float) and value > 0:
+                setattr(module, attribute, 0.0)
+                found = True
+    return found
+
+
+def make_trainer(
+    model: PeftModel,
+    rows: Sequence[TokenRow],
+    config: SftConfig,
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    folder: Path,
+) -> AnswerTrainer:
+    """Build the trainer of a model that already carries its trainable adapter."""
+    data = Dataset.from_dict(
+        {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
+    )
+    return AnswerTrainer(
+        model,
+        trainer_arguments(config, num_rows=len(rows), folder=folder),
+        head=layout.head,
+        data_collator=layout.collator,
+        train_dataset=data,
+        processing_class=tokenizer,
+    )
+
+
+def trainer_arguments(config: SftConfig, *, num_rows: int, folder: Path) -> SFTConfig:
+    """Return TRL's arguments; whatever changes numbers is said here, whatever TRL's defaults are."""
+    steps = total_steps(config, num_rows)
+    on_gpu = device().type == "cuda"
+    with warnings.catch_warnings():
+        # TRL 1.16 itself still sets the older names of the checkpointing arguments.
+        warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6")
+        return SFTConfig(**_arguments(config, steps=steps, on_gpu=on_gpu, folder=folder))
+
+
+def _arguments(config: SftConfig, *, steps: int, on_gpu: bool, folder: Path) -> dict[str, Any]:
+    return dict(
+        output_dir=str(folder),
+        # 1. What is optimised, and how.
+        max_steps=steps,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=math.ceil(steps * config.warmup_ratio),
+        optim="adamw_torch",
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        loss_type="nll",
+        label_smoothing_factor=0.0,
+        neftune_noise_alpha=None,
+        average_tokens_across_devices=True,
+        # 2. Precision and memory.
+        bf16=on_gpu and config.model.dtype != "float32" and torch.cuda.is_bf16_supported(),
+        fp16=False,
+        gradient_checkpointing=config.tuning.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        activation_offloading=False,
+        torch_compile=False,
+        use_liger_kernel=False,
+        use_cpu=not on_gpu,
+        auto_find_batch_size=False,
+        # 3. The rows are ours: ids, labels and layout are not touched.
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        padding_free=False,
+        completion_only_loss=None,
+        assistant_only_loss=False,
+        pad_to_multiple_of=None,
+        remove_unused_columns=False,
+        dataloader_drop_last=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=on_gpu,
+        train_sampling_strategy="random",
+        # 4. Randomness and resume.
+        seed=config.seed,
+        data_seed=config.seed,
+        full_determinism=False,
+        accelerator_config={"use_seedable_sampler": True, "split_batches": False, "even_batches": True},
+        ignore_data_skip=False,
+        # 5. Checkpoints are sealed and rotated by the stage; metrics go to its logger only.
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=None,
+        save_only_model=False,
+        load_best_model_at_end=False,
+        eval_strategy="no",
+        logging_strategy="steps",
+        logging_steps=config.logging_steps,
+        logging_first_step=False,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        push_to_hub=False,
+        disable_tqdm=True,
+    )
