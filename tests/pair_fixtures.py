@@ -20,9 +20,11 @@ FP32 = ModelConfig(dtype="float32")
 TUNING = TuningConfig(lora_r=4, lora_alpha=8)
 
 
-def sft_adapter(base: Checkpoint, folder: Path, *, seed: int = 1, scale: float = 0.05) -> Checkpoint:
+def sft_adapter(
+    base: Checkpoint, folder: Path, *, seed: int = 1, scale: float = 0.05, tuning: TuningConfig = TUNING
+) -> Checkpoint:
     """Write an adapter whose B weights are random, as if an SFT stage had trained it."""
-    model = new_adapter(load_base(base, FP32), TUNING, name="policy", seed=seed)
+    model = new_adapter(load_base(base, FP32), tuning, name="policy", seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, parameter in named_adapter_parameters(model, "policy"):
@@ -32,9 +34,11 @@ def sft_adapter(base: Checkpoint, folder: Path, *, seed: int = 1, scale: float =
     return as_checkpoint(folder, ArtifactKind.ADAPTER, producer="sft")
 
 
-def reopen(base: Checkpoint, adapter: Checkpoint, *, name: str = "default") -> Any:
+def reopen(
+    base: Checkpoint, adapter: Checkpoint, *, name: str = "default", tuning: TuningConfig | None = None
+) -> Any:
     """Open a stored adapter on a fresh base, trainable."""
-    return load_adapter(load_base(base, FP32), adapter, name=name, trainable=True)
+    return load_adapter(load_base(base, FP32, tuning), adapter, name=name, trainable=True)
 
 
 def toy_rows(count: int, *, seed: int = 0, shuffled: bool = False) -> list[dict[str, Any]]:

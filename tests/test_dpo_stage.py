@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.config.run import TuningConfig
 from pipeline.errors import HandOverError, Interrupted
 from stages.dpo import SPEC, DPOConfig
 from stages.trainers import dpo as dpo_module
@@ -102,6 +103,17 @@ def test_four_steps_equal_two_and_two_bit_for_bit_without_a_second_reference_pas
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert ctx.logger.series("reference/computed_pairs") == [0.0]
     assert ctx.logger.series("loss") == first.logger.series("loss")[2:]
+
+
+def test_a_four_bit_base_starts_at_ln_2_and_learns(tiny_base, sft, tmp_path):
+    tuning = TuningConfig(method="qlora", lora_r=4, lora_alpha=8)
+    ctx = context(tmp_path, tiny_base, sft, tuning=tuning, max_steps=6)
+
+    result = SPEC.run(ctx)
+
+    assert ctx.logger.series("loss")[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert abs(result.metrics["handover/kl"]) < 1e-6
+    assert ctx.logger.series("loss")[-1] < 0.6
 
 
 def test_another_learning_rate_or_beta_reuses_the_reference(tiny_base, sft, tmp_path):
