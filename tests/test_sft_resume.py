@@ -87,23 +87,22 @@ def test_a_stopped_run_that_goes_on_ends_in_the_same_bits(tmp_path, inputs, unin
 def test_a_killed_process_goes_on_from_its_last_checkpoint_with_the_same_bits(
     tmp_path, inputs, uninterrupted
 ):
+    given = [
+        (role, source.kind.value, str(source.path), source.fingerprint) for role, source in inputs.items()
+    ]
     program = f"""
-import os, signal
+import dataclasses, os, signal
 from pathlib import Path
 from pipeline.contract import ArtifactKind, Checkpoint
 from stages.sft import SftConfig, run
 from tests.tiny import RecordingLogger, stage_context
-import dataclasses
 
 class Killer(RecordingLogger):
     def progress(self, step, total, text=""):
         if step == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-inputs = {{
-    role: Checkpoint(ArtifactKind(kind), Path(path), fingerprint)
-    for role, kind, path, fingerprint in {[(r, c.kind.value, str(c.path), c.fingerprint) for r, c in inputs.items()]!r}
-}}
+inputs = {{role: Checkpoint(ArtifactKind(kind), Path(path), name) for role, kind, path, name in {given!r}}}
 ctx = stage_context(Path({str(tmp_path)!r}), SftConfig(**{SETTINGS!r}), inputs)
 run(dataclasses.replace(ctx, logger=Killer()))
 """
