@@ -89,7 +89,10 @@ class World:
 
     def reward_table(self) -> Tensor:
         """Return rewards of all responses, (prompts, responses)."""
-        rows = [[self.rewards[prompt, response] for response in self.responses()] for prompt in range(self.prompts)]
+        rows = [
+            [self.rewards[prompt, response] for response in self.responses()]
+            for prompt in range(self.prompts)
+        ]
         return torch.tensor(rows, dtype=torch.float64)
 
     def optimum(self) -> tuple[Tensor, float]:

@@ -173,7 +173,9 @@ def test_padding_and_the_order_of_rows_change_no_advantage():
 
     assert torch.equal(padded[:, :-4], plain)
     assert torch.equal(shuffled, plain[order])
-    assert torch.allclose(whitened(padded, torch.cat([mask, padding > 1e9], 1))[:, :-4], whitened(plain, mask))
+    assert torch.allclose(
+        whitened(padded, torch.cat([mask, padding > 1e9], 1))[:, :-4], whitened(plain, mask)
+    )
 
 
 def test_whitening_gives_mean_zero_and_population_variance_one_over_what_counts():
