@@ -9,9 +9,9 @@ J* = mean_x beta log Z(x), with J(pi) = E r - beta KL(pi || ref).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -70,22 +70,21 @@ class World:
         generator = torch.Generator().manual_seed(self.seed + 1)
         return 0.5 * torch.randn(len(self.states), self.tokens, generator=generator)
 
-    def logprob(self, logprobs: Tensor, prompt: int, response: Sequence_) -> Tensor:
-        """Return the log-probability of a response under a table of token log-probs."""
-        return sum(
-            (logprobs[self.states[prompt, response[:t]], token] for t, token in enumerate(response)),
-            torch.zeros((), dtype=torch.float64),
-        )
-
     def table(self, logits: Tensor) -> Tensor:
-        """Return log-probabilities of all responses, (prompts, responses)."""
+        """Return log-probabilities of all responses, (prompts, responses), with gradient."""
         logprobs = logits.double().log_softmax(-1)
-        return torch.stack(
-            [
-                torch.stack([self.logprob(logprobs, prompt, response) for response in self.responses()])
-                for prompt in range(self.prompts)
-            ]
-        )
+        rows = [
+            torch.stack(
+                [
+                    logprobs[
+                        [self.states[prompt, response[:t]] for t in range(len(response))], response
+                    ].sum()
+                    for response in self.responses()
+                ]
+            )
+            for prompt in range(self.prompts)
+        ]
+        return torch.stack(rows)
 
     def reward_table(self) -> Tensor:
         """Return rewards of all responses, (prompts, responses)."""
@@ -191,11 +190,11 @@ class TableRoles:
 class Faults:
     """Where a test may plant a fault between the trainer's steps."""
 
-    rollouts: Any = staticmethod(lambda rollouts: rollouts)
-    update_readings: Any = staticmethod(lambda readings: readings)
+    rollouts: Callable[[Any], Any] = field(default=lambda rollouts: rollouts)
+    update_readings: Callable[[Any], Any] = field(default=lambda readings: readings)
 
 
-def solve(world: World, config: PPOConfig, *, faults: Faults = Faults()) -> Tensor:  # noqa: B008
+def solve(world: World, config: PPOConfig, *, faults: Faults = Faults()) -> Tensor:
     """Train a table with the trainer's own steps and return the policy's logits."""
     roles: Any = TableRoles(world)
     optimizer = ppo_update.make_optimizer(roles, config)
@@ -241,6 +240,3 @@ def settings(world: World, **changes: Any) -> PPOConfig:
         "max_new_tokens": 8,
     }
     return PPOConfig(**{**given, **changes})
-
-
-__all__ = ["WORLD_A", "WORLD_B", "Faults", "TableRoles", "World", "replace", "settings", "solve"]

@@ -12,6 +12,7 @@ from stages.ops import advantages as advantage_ops
 from stages.ops import ppo_losses as loss_ops
 from stages.ops import rewards as reward_ops
 from stages.ops.masks import last_token_mask, length_mask
+from stages.ops.preference_losses import PairLogps, preference_loss
 from stages.trainers import ppo_scores, ppo_update
 from tests.ppo_world import WORLD_A, WORLD_B, Faults, settings, solve
 
@@ -44,6 +45,35 @@ def test_the_optimum_by_enumeration_beats_any_other_policy():
         generator = torch.Generator().manual_seed(seed)
         other = WORLD_B.reference() + torch.randn(21, 5, generator=generator)
         assert WORLD_B.objective(other) < best
+
+
+def test_dpo_on_the_same_rewards_and_price_meets_ppo_at_the_same_optimum():
+    world = WORLD_A
+    rewards = world.reward_table().flatten()
+    per_prompt = len(world.responses())
+    first, second = torch.triu_indices(per_prompt, per_prompt, offset=1)
+    first, second = (torch.cat([part, part + per_prompt]) for part in (first, second))
+    reference = world.table(world.reference()).flatten()
+    lengths = torch.full_like(first, world.longest)
+    logits = world.reference().requires_grad_()
+    optimizer = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        logps = world.table(logits).flatten()
+        pairs = PairLogps(logps[first], logps[second], lengths, lengths, reference[first], reference[second])
+        # Bradley-Terry labels in expectation: every pair, judged by the true reward.
+        labels = torch.sigmoid(rewards[first] - rewards[second])
+        total = preference_loss("sigmoid", pairs, beta=world.beta, labels=labels).mean()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    by_ppo = solve(world, settings(world, seed=1, **QUICK))
+
+    assert world.gap(logits.detach()) < 1e-5
+    apart = world.table(by_ppo).exp() * (world.table(by_ppo) - world.table(logits.detach()))
+    assert float(apart.sum(1).mean()) < 2 * GAP / world.beta
 
 
 # Faults. Each takes monkeypatch and returns the Faults between steps, or None.
