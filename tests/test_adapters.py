@@ -270,7 +270,7 @@ KEY = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
         pytest.param(
             lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"), "pickle", id="pickle"
         ),
-        pytest.param(shutil.rmtree, "there is no adapter folder", id="no folder"),
+        pytest.param(shutil.rmtree, "there is no such adapter folder", id="no folder"),
     ],
 )
 def test_a_damaged_or_foreign_adapter_is_refused_in_one_sentence(

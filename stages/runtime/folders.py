@@ -21,9 +21,9 @@ def model_findings(folder: Path) -> list[Finding]:
     if not (folder / CONFIG_FILE).is_file():
         if (folder / ADAPTER_CONFIG_FILE).is_file():
             hint = "give the adapter's base model here; the adapter itself is the input of a stage"
-            return [Finding(f"{folder} is an adapter, not a model", str(folder), hint, "adapter-as-model")]
+            return [Finding("the folder is an adapter, not a model", str(folder), hint, "adapter-as-model")]
         hint = "a folder written by save_pretrained(), or a Hub id"
-        return [Finding(f"{folder} holds no {CONFIG_FILE}", str(folder), hint, "no-config")]
+        return [Finding(f"the folder holds no {CONFIG_FILE}", str(folder), hint, "no-config")]
     return _weights_findings(folder, "*.safetensors")
 
 
@@ -31,10 +31,10 @@ def adapter_findings(folder: Path) -> list[Finding]:
     """List what stops a folder from being opened as an adapter."""
     if not folder.is_dir():
         hint = "run the stage that makes it, or give a folder with adapter_config.json"
-        return [Finding(f"there is no adapter folder {folder}", str(folder), hint, "missing-adapter")]
+        return [Finding("there is no such adapter folder", str(folder), hint, "missing-adapter")]
     if not (folder / ADAPTER_CONFIG_FILE).is_file():
         hint = "a folder written by a stage or by peft's save_pretrained()"
-        return [Finding(f"{folder} holds no {ADAPTER_CONFIG_FILE}", str(folder), hint, "no-adapter-config")]
+        return [Finding(f"the folder holds no {ADAPTER_CONFIG_FILE}", str(folder), hint, "no-adapter-config")]
     return _weights_findings(folder, ADAPTER_WEIGHTS_FILE)
 
 
@@ -42,7 +42,7 @@ def tokenizer_findings(folder: Path) -> list[Finding]:
     """List what stops a folder's tokenizer from being used with its model."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         hint = "save the tokenizer into the same folder: tokenizer.save_pretrained(folder)"
-        return [Finding(f"{folder} holds no tokenizer", str(folder), hint, "no-tokenizer")]
+        return [Finding("the folder holds no tokenizer", str(folder), hint, "no-tokenizer")]
     largest, rows = _largest_id(folder / "tokenizer.json"), _embedding_rows(folder)
     if largest is None or rows is None or largest < rows:
         return []
@@ -62,10 +62,10 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         hint = "copy the folder again from where it was made"
         raise ModelError(
-            f"{file} cannot be read: {error}", where=str(file), hint=hint, code="bad-json"
+            f"the file cannot be read: {error}", where=str(file), hint=hint, code="bad-json"
         ) from error
     if not isinstance(content, dict):
-        raise ModelError(f"{file} does not hold a JSON object", where=str(file), code="bad-json")
+        raise ModelError("the file does not hold a JSON object", where=str(file), code="bad-json")
     return content
 
 
@@ -74,9 +74,11 @@ def _weights_findings(folder: Path, pattern: str) -> list[Finding]:
         return []
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if pickles:
-        message = f"{folder} holds its weights only as pickle ({pickles[0]}), which can run code when opened"
+        message = (
+            f"the folder holds its weights only as pickle ({pickles[0]}), which can run code when opened"
+        )
         return [Finding(message, str(folder), _SAVE_AGAIN, "pickle-weights")]
-    return [Finding(f"{folder} holds no {pattern}", str(folder), "copy the weights there", "no-weights")]
+    return [Finding(f"the folder holds no {pattern}", str(folder), "copy the weights there", "no-weights")]
 
 
 def _largest_id(file: Path) -> int | None:

@@ -87,7 +87,7 @@ def load_base(source: Checkpoint, model: ModelConfig, tuning: TuningConfig | Non
     options = _load_options(model, tuning)
     with _as_model_error(where):
         loaded, report = AutoModelForCausalLM.from_pretrained(
-            where, revision=revision, output_loading_info=True, **options
+            where, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     _raise(_weight_findings(where, report))
     if "quantization_config" not in options and "device_map" not in options:
@@ -214,7 +214,7 @@ def _weight_findings(where: str, report: dict[str, Any]) -> list[Finding]:
     for kind, text in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape for")):
         keys = sorted(str(key) for key in report.get(kind) or ())
         if keys:
-            message = f"{where} {text} {len(keys)} weights of its model, first {keys[0]}"
+            message = f"the folder {text} {len(keys)} weights of its model, first {keys[0]}"
             findings.append(Finding(message, where, "download or save the model again", "incomplete-weights"))
     unused = report.get("unexpected_keys") or ()
     if unused:
@@ -240,7 +240,7 @@ def _as_model_error(where: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        message = f"{where} cannot be opened: {first}"
+        message = f"the model cannot be opened: {first}"
         raise ModelError(message, where=where, hint=_remedy(str(error)), code="unreadable-model") from error
 
 
