@@ -144,7 +144,7 @@ def key_settings(
 
 def defaults_digest(config_type: type[StrictModel]) -> str:
     """Return the digest of a config class's defaults, to notice one that changed."""
-    return digest(_defaults(config_type))
+    return digest(defaults(config_type))
 
 
 def recipe(
@@ -240,7 +240,8 @@ def _nested(value: StrictModel, default: StrictModel | None, hash_file: HashFile
     return own
 
 
-def _defaults(config_type: type[StrictModel]) -> dict[str, Any]:
+def defaults(config_type: type[StrictModel]) -> dict[str, Any]:
+    """Return the default of every setting that can enter a key."""
     values: dict[str, Any] = {}
     for name, field in config_type.model_fields.items():
         marks = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
@@ -248,7 +249,7 @@ def _defaults(config_type: type[StrictModel]) -> dict[str, Any]:
             continue
         default = field.get_default(call_default_factory=True)
         if isinstance(default, StrictModel):
-            values[name] = {**_defaults(type(default)), **key_settings(default)}
+            values[name] = {**defaults(type(default)), **key_settings(default)}
         else:
             values[name] = _plain(default)
     return values

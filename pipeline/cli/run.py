@@ -1,0 +1,47 @@
+"""`triptych run`: run a file, or go on with it."""
+
+from __future__ import annotations
+
+import argparse
+
+from pipeline.cli import arguments
+from pipeline.manifest import MANIFEST_NAME, RunManifest
+from pipeline.store import Store
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    arguments.add_run_file(parser)
+    parser.add_argument("--dry-run", action="store_true", help="check and show the plan; run nothing")
+    parser.add_argument(
+        "--keep-going", action="store_true", help="after a failure, run the stages that do not need it"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the file and say where its results are."""
+    if args.dry_run:
+        from pipeline.cli.plan import show_plan
+
+        return show_plan(args)
+    from pipeline.cli.terminal import choose
+    from pipeline.runner import Runner
+
+    run, store = arguments.load(args)
+    runner = Runner(run, store, choose(), keep_going=args.keep_going)
+    code = runner.go()
+    _show_results(runner.manifest, store)
+    return code
+
+
+def _show_results(manifest: RunManifest, store: Store) -> None:
+    from pipeline.cli import tables
+
+    for name in manifest.order:
+        status = manifest.stages[name]
+        if status.state == "complete" and status.key is not None:
+            tables.show_artifact(store, store.load(status.key))
+    folder = store.run_folder(manifest.name)
+    print(f"manifest: {folder / MANIFEST_NAME}")
+    if (folder / "report.html").exists():
+        print(f"report:   {folder / 'report.html'}")

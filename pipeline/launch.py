@@ -1,0 +1,193 @@
+"""Starts the child process of a stage, listens to it, passes signals on, says how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import site
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from pipeline.errors import Finding
+from pipeline.work import Failure, WorkFolder
+
+POLL_SECONDS = 0.2
+_BLOCK_BYTES = 65536
+
+
+class Listener(Protocol):
+    """Who is told how far the child is."""
+
+    def __call__(self, step: int, total: int, text: str) -> None:
+        """Show one progress report."""
+
+
+class StopRequests:
+    """Ctrl-C and SIGTERM to the runner: the first asks the stage to save, the second ends all."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._child: subprocess.Popen[bytes] | None = None
+        self._on_first: Callable[[], None] | None = None
+
+    @contextlib.contextmanager
+    def listening(self, on_first: Callable[[], None] | None = None) -> Iterator[None]:
+        """Handle both signals for the length of a block; `on_first` is called at the first."""
+        self._on_first = on_first
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def guarding(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
+        """Pass signals on to this child for the length of a block."""
+        self._child = child
+        if self.requested:
+            _signal(child, signal.SIGTERM)
+        try:
+            yield
+        finally:
+            self._child = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            if self._child is not None:
+                _kill_group(self._child)
+            raise SystemExit(128 + number)
+        self.requested = True
+        if self._child is not None:
+            _signal(self._child, signal.SIGTERM)
+        if self._on_first is not None:
+            self._on_first()
+
+
+def launch(work: WorkFolder, *, listen: Listener, stop: StopRequests, lock: Path) -> Failure | None:
+    """Run a work folder's request in a child process.
+
+    Args:
+        work: its request.json is written; result.json or failure.json will be.
+        listen: told the child's progress.
+        stop: passes signals on.
+        lock: held by the child for its life.
+
+    Returns:
+        None when the child left a result, else why it did not.
+    """
+    ooms_before = oom_kills()
+    reader, writer = os.pipe()
+    command = [sys.executable, "-P", "-u", "-m", "pipeline.worker", str(work.request.resolve())]
+    command += ["--progress", str(writer), "--lock", str(lock.resolve())]
+    with work.log.open("ab") as log:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=(writer,),
+            env=child_environment(os.environ),
+            start_new_session=True,
+        )
+    os.close(writer)
+    try:
+        with stop.guarding(child):
+            _listen_until_end(child, reader, listen)
+    except BaseException:
+        _kill_group(child)
+        child.wait()
+        raise
+    finally:
+        os.close(reader)
+        if child.stdin is not None:
+            child.stdin.close()
+    # Whatever the stage left behind, such as data loader processes, ends with it.
+    _kill_group(child)
+    if child.returncode == 0:
+        return None
+    return work.read_failure() or died(child.returncode, oom=oom_kills() > ooms_before)
+
+
+def died(returncode: int, *, oom: bool) -> Failure:
+    """Say why a child ended that left no word."""
+    if returncode == -signal.SIGKILL and oom:
+        hint = "a smaller per_device_train_batch_size, or a machine with more memory"
+        message = "the operating system killed the stage: out of memory"
+        return Failure("out-of-memory", (Finding(message, hint=hint, code="out-of-memory"),))
+    if returncode in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
+        name = signal.Signals(-returncode).name
+        hint = "the same command goes on from the last checkpoint; the kernel's log may say who killed it"
+        return Failure("killed", (Finding(f"the stage was killed by {name}", hint=hint, code="killed"),))
+    if returncode < 0:
+        message = f"the stage crashed with {signal.Signals(-returncode).name}"
+    else:
+        message = f"the stage ended with exit code {returncode} and left no result"
+    return Failure("bug", (Finding(message, code="bug"),))
+
+
+def child_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the child's environment: fixed hash seed, and this package findable."""
+    chosen = {**given, "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
+    root = Path(__file__).resolve().parents[1]
+    installed = {Path(folder).resolve() for folder in (*site.getsitepackages(), site.getusersitepackages())}
+    if root not in installed:
+        # A checkout that is not installed: `-P` keeps the working folder off the path.
+        paths = [str(root), *filter(None, given.get("PYTHONPATH", "").split(os.pathsep))]
+        chosen["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    return chosen
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel killed for memory in this cgroup; 0 when it does not say."""
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        unified = next(line[3:] for line in groups if line.startswith("0::"))
+        events = Path("/sys/fs/cgroup" + unified, "memory.events").read_text().split()
+        return int(events[events.index("oom_kill") + 1])
+    except (OSError, StopIteration, ValueError):
+        return 0
+
+
+def _listen_until_end(child: subprocess.Popen[bytes], reader: int, listen: Listener) -> None:
+    rest = b""
+    open_pipe = True
+    with selectors.DefaultSelector() as selector:
+        selector.register(reader, selectors.EVENT_READ)
+        while child.poll() is None:
+            if not open_pipe:
+                time.sleep(POLL_SECONDS)
+                continue
+            if selector.select(POLL_SECONDS):
+                block = os.read(reader, _BLOCK_BYTES)
+                open_pipe = bool(block)
+                *lines, rest = (rest + block).split(b"\n")
+                for line in lines:
+                    _show(line, listen)
+
+
+def _show(line: bytes, listen: Listener) -> None:
+    # The pipe is for people: a line that is not one of ours is passed over.
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        report = json.loads(line)
+        listen(int(report["step"]), int(report["total"]), str(report["text"]))
+
+
+def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    # Only the worker: its data loader processes must live while it saves.
+    with contextlib.suppress(ProcessLookupError):
+        child.send_signal(number)
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)

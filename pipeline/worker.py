@@ -1,0 +1,217 @@
+"""The child process of one stage: loads its card, runs it, seals what it wrote, says how it ended."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline import registry
+from pipeline.canonical import finite
+from pipeline.contract import StageContext, StageResult
+from pipeline.disk import Disk
+from pipeline.errors import ExitCode, Finding, Interrupted, UserError
+from pipeline.locks import Holder, held
+from pipeline.record import environment, timestamp
+from pipeline.seal import seal
+from pipeline.tracking.jsonl import MetricsFile
+from pipeline.work import Failure, Result, WorkFolder
+
+ORPHANED_EXIT_CODE = 70
+_MEMORY_CLASSES = ("OutOfMemoryError", "MemoryError")
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+_FULL_WORDS = ("no space left on device", "disk quota exceeded")
+
+logger = logging.getLogger(__name__)
+
+ReportProgress = Callable[[int, int, str], None]
+
+
+class StopSignal:
+    """Set by SIGTERM or Ctrl-C; the stage's loop reads it at each step."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    @property
+    def requested(self) -> bool:
+        """True once somebody asked the stage to stop."""
+        return self._event.is_set()
+
+    def request(self) -> None:
+        """Ask the stage to stop at its next step."""
+        self._event.set()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the stage of a request file and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.worker", description=__doc__)
+    parser.add_argument("request", type=Path, help="request.json in the stage's work folder")
+    parser.add_argument("--progress", type=int, default=None, help="file descriptor for progress lines")
+    parser.add_argument("--lock", type=Path, default=None, help="lock that says this stage has a live worker")
+    args = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    stop = StopSignal()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.request())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    holder = Holder(os.getpid(), "a stage", timestamp())
+    # A worker whose parent was killed may live for a moment: wait until it is gone.
+    alone = held(args.lock, holder, waiting=lambda _: None) if args.lock else contextlib.nullcontext()
+    with alone:
+        return perform(WorkFolder(args.request.parent), stop=stop, progress=_pipe(args.progress))
+
+
+def perform(
+    work: WorkFolder,
+    *,
+    stop: StopSignal,
+    progress: ReportProgress | None = None,
+    disk: Disk | None = None,
+) -> int:
+    """Run a work folder's stage; leave result.json, or failure.json and the reason.
+
+    Returns:
+        The exit code: 0 with a result, else that of the failure.
+
+    Raises:
+        Exception: a bug, after failure.json is written, so that its traceback reaches the log.
+    """
+    disk = disk or Disk()
+    with _answered(work) as answer:
+        request = work.read_request()
+        spec = registry.find(request.kind)
+        for folder in (work.output, work.scratch):
+            if folder == work.output and folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(exist_ok=True)
+        metrics_file = MetricsFile(work.metrics, progress)
+        context = StageContext(
+            name=request.name,
+            config=spec.config_type.model_validate(request.config),
+            inputs={role: given.checkpoint() for role, given in request.inputs.items()},
+            output_dir=work.output,
+            scratch_dir=work.scratch,
+            logger=metrics_file,
+            stop=stop,
+        )
+        started = time.monotonic()
+        try:
+            result = spec.run(context)
+        finally:
+            metrics_file.close()
+        logger.info("stage %s ended after %.1f s", request.name, time.monotonic() - started)
+        if not isinstance(result, StageResult):
+            raise TypeError(f"{spec.kind}.run() returned {type(result).__name__}, not StageResult")
+        sealed = seal(disk, work.output, declared=spec.outputs, given=result.outputs)
+        left_out = [f"left out of the result: {name}" for name in sealed.left_out]
+        work.write_result(
+            disk,
+            Result(
+                key=request.key,
+                outputs=dict(sealed.outputs),
+                metrics={name: finite(float(value)) for name, value in result.metrics.items()},
+                notes=(*result.notes, *left_out),
+                environment=environment(_device()),
+            ),
+        )
+    return answer.exit_code
+
+
+def classify(error: BaseException) -> Failure:
+    """Say what kind of failure an exception is, and what a person can do about it."""
+    text = str(error).lower()
+    if isinstance(error, Interrupted):
+        return Failure("interrupted", error.findings, ExitCode.INTERRUPTED)
+    if any(base.__name__ in _MEMORY_CLASSES for base in type(error).__mro__) or any(
+        words in text for words in _MEMORY_WORDS
+    ):
+        hint = "a smaller per_device_train_batch_size with more gradient_accumulation_steps, or max_length"
+        finding = Finding(f"out of memory: {_first_line(error)}", hint=hint, code="out-of-memory")
+        return Failure("out-of-memory", (finding,))
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or any(words in text for words in _FULL_WORDS) or _has_code(error, "disk-full"):
+        finding = Finding(
+            f"the disk is full: {_first_line(error)}",
+            hint="make room, then run the same command; it goes on from the last checkpoint",
+            code="disk-full",
+        )
+        return Failure("out-of-disk", (finding,))
+    if isinstance(error, UserError):
+        return Failure("user-error", error.findings, error.exit_code)
+    message = f"a bug, {type(error).__name__}: {_first_line(error)}"
+    return Failure("bug", (Finding(message, code="bug"),))
+
+
+class _Answer:
+    """The exit code that a block earned."""
+
+    exit_code: int = ExitCode.OK
+
+
+@contextlib.contextmanager
+def _answered(work: WorkFolder) -> Iterator[_Answer]:
+    """Write failure.json for whatever the block raises; let bugs go on to the log."""
+    answer = _Answer()
+    try:
+        yield answer
+    except BaseException as error:
+        failure = classify(error)
+        answer.exit_code = int(failure.exit_code)
+        with contextlib.suppress(OSError):
+            (work.path / "failure.json").write_bytes(failure.to_bytes())
+        if failure.outcome not in ("user-error", "interrupted"):
+            raise
+        logger.info("%s", error)
+
+
+def _pipe(descriptor: int | None) -> ReportProgress | None:
+    """Return a reporter that writes a JSON line to the parent; a parent that is gone is ignored."""
+    if descriptor is None:
+        return None
+
+    def report(step: int, total: int, text: str) -> None:
+        line = json.dumps({"step": step, "total": total, "text": text}) + "\n"
+        with contextlib.suppress(OSError):
+            os.write(descriptor, line.encode())
+
+    return report
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone: standard input then ends."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 1024):
+            pass
+        os._exit(ORPHANED_EXIT_CODE)
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return "cpu"
+    return str(torch.cuda.get_device_name())
+
+
+def _has_code(error: BaseException, code: str) -> bool:
+    return isinstance(error, UserError) and any(finding.code == code for finding in error.findings)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
