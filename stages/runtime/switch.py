@@ -92,7 +92,10 @@ class AdapterSwitch:
         base = layer.get_base_layer()
         first = next(iter(layer.lora_A.values())).weight
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(3, first.shape[1], generator=generator).to(first.device)
+        # A base in half precision takes no fp32 input; one in 4 bits takes any.
+        weight = base.weight
+        dtype = weight.dtype if weight.dtype.is_floating_point else first.dtype
+        x = torch.randn(3, first.shape[1], generator=generator).to(first.device, dtype)
         with torch.no_grad(), self.on(None):
             alone = layer(x)
             _require(torch.equal(alone, base(x)), "a disabled adapter still changes the output")
