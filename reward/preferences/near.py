@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -14,24 +15,38 @@ if TYPE_CHECKING:
 THRESHOLD = 0.8
 NUM_PERMUTATIONS = 128
 NUM_BANDS = 16
-_MERSENNE_31 = (1 << 31) - 1
-_SIGNATURE_SEED = 20_111
+MAX_CACHED_WORDS = 1 << 20
+_SEED = 20_111
 _MAX_BUCKET = 64
-"Within a larger bucket each text is compared with the texts nearest to it in the bucket only."
+"Within a larger bucket each text is compared with the texts before it in the bucket only."
 
 
-def shingles(text: str) -> np.ndarray:
-    """Return the sorted hashes of the word 3-grams of a text; shorter texts count as one gram."""
-    import numpy as np
-    import xxhash
+class Shingler:
+    """Turns texts into sets of hashed word 3-grams; remembers the hashes of words."""
 
-    words = normalised(text).lower().split()
-    if len(words) < 3:
-        return np.array([xxhash.xxh64_intdigest(" ".join(words).encode())], dtype=np.uint64)
-    grams = {" ".join(words[place : place + 3]).encode() for place in range(len(words) - 2)}
-    hashes = np.fromiter((xxhash.xxh64_intdigest(gram) for gram in grams), np.uint64, len(grams))
-    hashes.sort()
-    return hashes
+    def __init__(self) -> None:
+        self._words: dict[str, int] = {}
+
+    def grams(self, text: str) -> np.ndarray:
+        """Return the sorted hashes of the word 3-grams; a shorter text counts as one gram."""
+        import numpy as np
+
+        words = normalised(text).lower().split()
+        if len(self._words) > MAX_CACHED_WORDS:
+            self._words.clear()
+        hashes = np.fromiter(map(self._hash, words), np.uint64, len(words))
+        if len(words) < 3:
+            return np.array([self._hash(" ".join(words))], dtype=np.uint64)
+        odd = _permutations()[0]
+        return np.unique(hashes[:-2] * odd[0] + hashes[1:-1] * odd[1] + hashes[2:] * odd[2])
+
+    def _hash(self, word: str) -> int:
+        import xxhash
+
+        known = self._words.get(word)
+        if known is None:
+            known = self._words[word] = xxhash.xxh64_intdigest(word.encode("utf-8", "surrogatepass"))
+        return known
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
@@ -43,27 +58,27 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def signature(grams: np.ndarray) -> np.ndarray:
-    """Return the MinHash of a set of grams, (128,) of 64-bit numbers."""
-    import numpy as np
+    """Return the MinHash of a set of grams, (128,) of 64-bit numbers.
 
+    Each permutation is a multiplication by an odd number modulo 2^64, and an addition.
+    """
     multipliers, offsets = _permutations()
-    folded = (grams % np.uint64(_MERSENNE_31)).astype(np.uint64)
-    products = folded[:, None] * multipliers[None, :] + offsets[None, :]
-    return np.asarray((products % np.uint64(_MERSENNE_31)).min(axis=0))
+    return (grams[:, None] * multipliers[None, :] + offsets[None, :]).min(axis=0)
 
 
+@functools.cache
 def _permutations() -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
 
-    generator = np.random.default_rng(_SIGNATURE_SEED)
-    multipliers = generator.integers(1, _MERSENNE_31, NUM_PERMUTATIONS, dtype=np.uint64)
-    offsets = generator.integers(0, _MERSENNE_31, NUM_PERMUTATIONS, dtype=np.uint64)
-    return multipliers, offsets
+    generator = np.random.default_rng(_SEED)
+    drawn = generator.integers(0, 1 << 63, (2, NUM_PERMUTATIONS), dtype=np.uint64)
+    return drawn[0] * np.uint64(2) + np.uint64(1), drawn[1]
 
 
 def near_duplicates(texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
     """Yield (i, j, similarity) of near-duplicate texts, i < j, each pair once."""
-    sets = [shingles(text) for text in texts]
+    shingler = Shingler()
+    sets = [shingler.grams(text) for text in texts]
     yield from similar_sets(sets)
 
 

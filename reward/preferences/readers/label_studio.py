@@ -130,7 +130,7 @@ def _side(word: str, field: str, data: Row, details: Row) -> Vote:
     outcome = outcome_of_word(word, ("left", names[0]), ("right", names[1]))
     if outcome is None:
         raise unknown_choice(word, field)
-    return vote_of(outcome, *names, **details)
+    return vote_of(outcome, *names, **{**details, "shown_order": names})
 
 
 def _ranking(ranker: Any, data: Row, options: Options, details: Row) -> Vote:
