@@ -12,12 +12,13 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.config.run import TrackingConfig
-from pipeline.tracking.lines import MetricsTail
+from pipeline.store import METRICS_NAME, Store
+from pipeline.tracking.lines import MetricsTail, without_repeats
 from pipeline.tracking.stage import Status, TrackedStage, Tracker, make
 
 POLL_SECONDS = 0.5
@@ -52,39 +53,43 @@ class Follower:
     """Follows one stage after another."""
 
     trackers: list[Guarded]
+    published: Callable[[str], Path]
+    "Stage key -> where its metrics file goes when the stage is committed."
     tail: MetricsTail | None = None
-    open_stage: bool = field(default=False)
+    stage: TrackedStage | None = None
+    last_step: int = -1
 
     def handle(self, message: Mapping[str, Any]) -> None:
         """Do what one message says."""
         if message["do"] == "stage_started":
             self.end("interrupted", {})
-            stage = TrackedStage(**message["stage"])
-            self.open_stage = True
-            self.each("start", stage)
-        elif message["do"] == "tail":
-            self.poll()
-            self.tail = MetricsTail(Path(message["path"]))
+            self.stage = TrackedStage(**message["stage"])
+            self.last_step = -1
+            self.each("start", self.stage)
+        elif message["do"] == "tail" and self.stage is not None:
+            self.tail = MetricsTail(Path(message["path"]), self.published(self.stage.key))
         elif message["do"] == "stage_ended":
             self.end(message["status"], message["record"])
 
     def poll(self) -> None:
         """Pass on the lines that were written since the last time."""
-        if self.tail is not None and self.open_stage:
-            lines = list(self.tail.read())
-            if lines:
-                self.each("log", lines)
+        if self.tail is None:
+            return
+        lines = without_repeats(self.tail.read(), last_step=self.last_step)
+        if lines:
+            self.last_step = lines[-1].step
+            self.each("log", lines)
 
     def end(self, status: Status, record: Mapping[str, Any]) -> None:
         """Pass on the last lines and close the stage."""
-        if not self.open_stage:
+        if self.stage is None:
             return
         self.poll()
         if self.tail is not None:
             self.tail.close()
             self.tail = None
         self.each("finish", status, record)
-        self.open_stage = False
+        self.stage = None
 
     def each(self, method: str, *arguments: Any) -> None:
         for tracker in self.trackers:
@@ -98,7 +103,11 @@ def follow(messages: TextIO, say: Callable[[str], None], *, poll_seconds: float 
     threading.Thread(target=_read, args=(messages, inbox), daemon=True).start()
     tracking = TrackingConfig.model_validate(opening["tracking"])
     folder = Path(opening["folder"])
-    follower = Follower([_guarded(name, tracking, folder, say) for name in opening["trackers"]])
+    store = Store(folder.parent.parent)
+    follower = Follower(
+        [_guarded(name, tracking, folder, say) for name in opening["trackers"]],
+        published=lambda key: store.stage_folder(key) / METRICS_NAME,
+    )
     while True:
         try:
             message = inbox.get(timeout=poll_seconds)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -74,11 +75,27 @@ def read_series(path: Path) -> dict[str, Series]:
     return series
 
 
+def without_repeats(lines: Iterable[MetricLine], *, last_step: int = -1) -> list[MetricLine]:
+    """Leave out lines below a step that was there before.
+
+    A stage that goes on from a checkpoint repeats the steps after it, with equal numbers;
+    dashboards see each step once.
+    """
+    kept = []
+    for line in lines:
+        if line.step >= last_step:
+            last_step = line.step
+            kept.append(line)
+    return kept
+
+
 @dataclass(slots=True)
 class MetricsTail:
     """Follows a growing metrics file; keeps reading it after a rename."""
 
     path: Path
+    published: Path | None = None
+    "Where the file goes when its stage is committed; read there when it was never opened before."
     _file: BinaryIO | None = None
     _rest: bytes = b""
     _damaged: int = field(default=0)
@@ -86,10 +103,9 @@ class MetricsTail:
     def read(self) -> Iterator[MetricLine]:
         """Yield the lines written since the last call. A line without its end waits."""
         if self._file is None:
-            try:
-                self._file = self.path.open("rb")
-            except FileNotFoundError:
-                return
+            self._file = self._open()
+        if self._file is None:
+            return
         while block := self._file.read(1 << 20):
             *lines, self._rest = (self._rest + block).split(b"\n")
             for text in lines:
@@ -100,6 +116,13 @@ class MetricsTail:
                     self._damaged += 1
                     if self._damaged == 1:
                         logger.warning("%s holds a line that is not a line of metrics", self.path)
+
+    def _open(self) -> BinaryIO | None:
+        for path in (self.path, self.published):
+            with contextlib.suppress(FileNotFoundError):
+                if path is not None:
+                    return path.open("rb")
+        return None
 
     def close(self) -> None:
         """Close the file."""

@@ -78,7 +78,8 @@ class MlflowTracker:
         if not self.run_id:
             return
         for name, value in record.get("metrics", {}).items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
+            number = isinstance(value, (int, float)) and math.isfinite(value)
+            if number and f"final/{name}" not in self.known:
                 self.client.log_metric(self.run_id, f"final/{name}", value)
         self.client.set_terminated(self.run_id, status=STATUS[status])
         self.run_id = ""

@@ -206,7 +206,8 @@ def test_a_tracker_that_raises_is_dropped_and_the_others_go_on(tmp_path, fails_a
     said: list[str] = []
     bad, good = Recording(fails_at), Recording()
     follower = Follower(
-        [Guarded("bad", lambda: bad, said.append), Guarded("good", lambda: good, said.append)]
+        [Guarded("bad", lambda: bad, said.append), Guarded("good", lambda: good, said.append)],
+        published=lambda key: tmp_path / key,
     )
     stage = TrackedStage("demo", "sft", "sft", KEY, {}).to_json()
 
@@ -225,14 +226,44 @@ def test_a_tracker_that_raises_is_dropped_and_the_others_go_on(tmp_path, fails_a
     assert said == ["bad is left out from here on (ConnectionError: no route); metrics.jsonl has everything"]
 
 
-def test_a_package_that_is_not_installed_drops_its_tracker_only():
+def test_a_stage_committed_before_its_file_was_opened_is_read_where_it_was_published(tmp_path):
+    good = Recording()
+    follower = Follower([Guarded("good", lambda: good, print)], published=lambda key: tmp_path / key)
+    write(tmp_path / KEY, [1, 2, 3])
+
+    stage = TrackedStage("demo", "sft", "sft", KEY, {}).to_json()
+    follower.handle(message("stage_started", stage=stage))
+    follower.handle(message("tail", path=str(tmp_path / "work.jsonl")))
+    follower.handle(message("stage_ended", status="complete", record={}))
+
+    assert good.steps == [1, 2, 3]
+
+
+def test_steps_that_a_resumed_stage_repeats_are_sent_once(tmp_path):
+    good = Recording()
+    follower = Follower([Guarded("good", lambda: good, print)], published=lambda key: tmp_path / key)
+    write(tmp_path / "work.jsonl", [1, 2, 3, 2, 3, 4])
+
+    stage = TrackedStage("demo", "sft", "sft", KEY, {}).to_json()
+    follower.handle(message("stage_started", stage=stage))
+    follower.handle(message("tail", path=str(tmp_path / "work.jsonl")))
+    follower.handle(message("stage_ended", status="complete", record={}))
+
+    # The second 3 has the step of the last line, as two lines of one step may.
+    assert good.steps == [1, 2, 3, 3, 4]
+
+
+def test_a_package_that_is_not_installed_drops_its_tracker_only(tmp_path):
     said: list[str] = []
 
     def missing() -> Recording:
         raise ModuleNotFoundError("No module named 'mlflow'")
 
     good = Recording()
-    follower = Follower([Guarded("mlflow", missing, said.append), Guarded("good", lambda: good, said.append)])
+    follower = Follower(
+        [Guarded("mlflow", missing, said.append), Guarded("good", lambda: good, said.append)],
+        published=lambda key: tmp_path / key,
+    )
     follower.handle(message("stage_started", stage=TrackedStage("r", "sft", "sft", KEY, {}).to_json()))
 
     assert good.calls == ["start"]

@@ -1,0 +1,205 @@
+"""Gathers what the report shows of a run from its manifest, records and metrics. Writes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.contract import ArtifactKind
+from pipeline.errors import StoreError
+from pipeline.manifest import CONFIG_NAME, LOCK_NAME, RunManifest, StageStatus, read_manifest
+from pipeline.record import StageRecord
+from pipeline.report.artifacts import read_data_report, read_samples, read_table
+from pipeline.report.view import (
+    DataView,
+    InputView,
+    OutputView,
+    RunView,
+    SamplesView,
+    StageView,
+    State,
+    TableView,
+)
+from pipeline.store import METRICS_NAME, Store
+from pipeline.tracking.lines import Series, read_series
+from pipeline.work import WorkFolder
+
+MAX_CONFIG_CHARACTERS = 60_000
+STATES: dict[str, State] = {
+    "pending": "waiting",
+    "running": "running",
+    "complete": "ran",
+    "failed": "failed",
+    "interrupted": "interrupted",
+    "blocked": "blocked",
+}
+
+
+def collect(store: Store, name: str, *, live: bool = False) -> RunView:
+    """Return everything the report shows of a run.
+
+    Args:
+        store: where the run is.
+        name: its name.
+        live: the run goes on.
+
+    Raises:
+        StoreError: there is no such run, or its manifest was changed.
+    """
+    manifest = read_manifest(store, name)
+    records = {stage: _record(store, status) for stage, status in manifest.stages.items()}
+    stages = [_stage(store, stage, manifest.stages[stage], records[stage]) for stage in manifest.order]
+    tables, samples, data = _artifacts(store, manifest, records)
+    folder = store.run_folder(name)
+    return RunView(
+        name=name,
+        made=day_and_time(datetime.now(UTC)),
+        stages=stages,
+        command=f"triptych run {CONFIG_NAME}",
+        config_text=_text(folder / CONFIG_NAME),
+        resolved_text=_resolved(folder / LOCK_NAME),
+        tables=tables,
+        samples=samples,
+        data=data,
+        finished="" if live else day_and_time(datetime.fromisoformat(manifest.updated)),
+        seconds=sum(status.seconds for status in manifest.stages.values() if not status.reused),
+        live=live,
+    )
+
+
+def day_and_time(moment: datetime) -> str:
+    """Return a moment as a reader expects it, in UTC."""
+    moment = moment.astimezone(UTC)
+    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
+
+
+def metrics_file(store: Store, status: StageStatus) -> Path | None:
+    """Return where a stage's metrics are: with its result, or where it works now."""
+    if status.key is None:
+        return None
+    published = store.stage_folder(status.key) / METRICS_NAME
+    return published if published.is_file() else WorkFolder(store.work_folder(status.key)).metrics
+
+
+def _record(store: Store, status: StageStatus) -> StageRecord | str | None:
+    """Return a complete stage's record, a sentence when it cannot be read, else None."""
+    if status.state != "complete" or status.key is None:
+        return None
+    try:
+        return store.load(status.key)
+    except StoreError as error:
+        return str(error)
+
+
+def _stage(store: Store, name: str, status: StageStatus, record: StageRecord | str | None) -> StageView:
+    if isinstance(record, StageRecord):
+        return _complete(store, name, status, record)
+    inputs = [
+        InputView(role, "", item.written or item.stage or "", item.fingerprint or "", item.stage)
+        for role, item in status.inputs.items()
+    ]
+    return StageView(
+        name=name,
+        kind=status.kind,
+        state="damaged" if record else STATES[status.state],
+        reason=record or status.message,
+        key=status.key or "",
+        inputs=inputs,
+        series=_series(store, status) if status.state != "pending" else {},
+    )
+
+
+def _complete(store: Store, name: str, status: StageStatus, record: StageRecord) -> StageView:
+    inputs = []
+    for role, item in record.inputs.items():
+        here = status.inputs.get(role)
+        inputs.append(InputView(role, item.kind, item.source, item.fingerprint, here.stage if here else None))
+    return StageView(
+        name=name,
+        kind=status.kind,
+        state="reused" if status.reused else "ran",
+        reason=_reason(status),
+        key=record.key,
+        seconds=record.seconds,
+        inputs=inputs,
+        outputs=[
+            OutputView(role, item.kind, item.digest, len(item.files), sum(file.size for file in item.files))
+            for role, item in record.outputs.items()
+        ],
+        metrics={metric: float(value) for metric, value in record.metrics.items()},
+        settings=_flat(record.settings),
+        notes=record.notes,
+        attempts=[
+            f"{attempt.started[:16].replace('T', ' ')} UTC: {attempt.outcome}"
+            + (f" ({attempt.detail})" if attempt.detail else "")
+            for attempt in record.attempts
+        ],
+        environment={
+            "device": record.environment.device,
+            "system": f"{record.environment.system} {record.environment.machine}",
+            "python": record.environment.python,
+            **record.environment.packages,
+        },
+        series=_series(store, status),
+    )
+
+
+def _reason(status: StageStatus) -> str:
+    if status.gate is not None and status.gate.closed:
+        return "gate closed: " + "; ".join(status.gate.closed)
+    return "same settings and inputs as before" if status.reused else ""
+
+
+def _series(store: Store, status: StageStatus) -> Mapping[str, Series]:
+    path = metrics_file(store, status)
+    return read_series(path) if path is not None else {}
+
+
+def _artifacts(
+    store: Store, manifest: RunManifest, records: Mapping[str, StageRecord | str | None]
+) -> tuple[list[TableView], list[SamplesView], list[DataView]]:
+    tables: list[TableView] = []
+    samples: list[SamplesView] = []
+    data: list[DataView] = []
+    for stage in manifest.order:
+        record = records[stage]
+        if not isinstance(record, StageRecord):
+            continue
+        for output in record.outputs.values():
+            place = store.stage_folder(record.key) / output.path
+            if output.kind == ArtifactKind.TABLE and (table := read_table(place, stage)):
+                tables.append(table)
+            elif output.kind == ArtifactKind.SAMPLES and (shown := read_samples(place, stage)):
+                samples.append(shown)
+            elif output.kind == ArtifactKind.DATA_REPORT and (found := read_data_report(place, stage)):
+                data.append(found)
+    # The last stage's table is the result; those before it lead there.
+    return tables[::-1], samples[::-1], data
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _resolved(path: Path) -> str:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return json.dumps(document["config"], indent=2, ensure_ascii=False)[:MAX_CONFIG_CHARACTERS]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")[:MAX_CONFIG_CHARACTERS]
+    except (OSError, ValueError):
+        return ""

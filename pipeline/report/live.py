@@ -1,0 +1,49 @@
+"""Makes the report anew from time to time while a run goes on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from types import TracebackType
+
+from pipeline.errors import UserError
+from pipeline.report.write import write_report
+from pipeline.store import Store
+
+logger = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 20.0
+
+
+class LivePage:
+    """A context in which a run's report is written every twenty seconds, by a thread that waits.
+
+    A run that ends sooner costs nothing. A page that cannot be written is named once.
+    """
+
+    def __init__(self, store: Store, name: str, *, refresh_seconds: float = REFRESH_SECONDS) -> None:
+        self._store = store
+        self._name = name
+        self._refresh_seconds = refresh_seconds
+        self._ended = threading.Event()
+        self._complained = False
+        self._thread = threading.Thread(target=self._refresh, daemon=True, name="live report")
+
+    def __enter__(self) -> LivePage:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(self._refresh_seconds):
+            try:
+                write_report(self._store, self._name, live=True)
+            except (UserError, OSError) as problem:
+                if not self._complained:
+                    logger.warning("the live report is not written: %s", problem)
+                self._complained = True

@@ -1,0 +1,105 @@
+"""Draws a run as one HTML page that needs nothing but itself.
+
+Every word that comes from a run is escaped by the template; the page's own script and style are
+allowed by their digests and nothing else is.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.report import numbers
+from pipeline.report.curves import charts_of
+from pipeline.report.lineage import HEIGHT, WIDTH, lay_out
+from pipeline.report.view import RunView, StageView
+
+HERE = Path(__file__).parent
+THROUGHPUT = ("tokens_per_second", "samples_per_second")
+REFRESH_SECONDS = 20
+
+
+def render(run: RunView) -> str:
+    """Return the page of a run as HTML text."""
+    style = (HERE / "page.css").read_text(encoding="utf-8")
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    charts = charts_of(run.stages)
+    curves = [chart.points for found in charts.values() for chart in found]
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            run=run,
+            graph=lay_out(run.stages),
+            node_width=WIDTH,
+            node_height=HEIGHT,
+            charts=charts,
+            curves=curves,
+            style=Markup(style),
+            script=Markup(script),
+            policy=_policy(style, script),
+            refresh_seconds=REFRESH_SECONDS,
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "short": numbers.short,
+        "size": numbers.size,
+        "duration": numbers.duration,
+        "digest": numbers.digest,
+    }
+    environment.tests["numeric"] = numbers.is_number
+    environment.globals |= {"throughput": throughput, "headline": headline, "kind_class": kind_class}
+    return environment
+
+
+def kind_class(kind: str) -> str:
+    """Return the CSS class of a stage kind; unknown kinds share one colour."""
+    known = ("pretrain", "sft", "reward", "dpo", "ppo", "evaluate")
+    return f"kind-{kind}" if kind in known else "kind-other"
+
+
+def throughput(stage: StageView) -> float | None:
+    """Return a stage's median speed, tokens a second if it was logged."""
+    for word in THROUGHPUT:
+        for name, series in stage.series.items():
+            if name.rsplit("/", 1)[-1] == word and series.values:
+                return sorted(series.values)[len(series.values) // 2]
+    return None
+
+
+def headline(stage: StageView) -> list[tuple[str, Any]]:
+    """Return the three final metrics that say most about a stage."""
+    words = ("gold", "accuracy", "accuracies", "win", "perplexity", "score", "margin", "kl", "loss")
+    ranked = sorted(
+        stage.metrics.items(),
+        key=lambda item: (next((i for i, w in enumerate(words) if w in item[0].lower()), 99), item[0]),
+    )
+    return ranked[:3]
+
+
+def _policy(style: str, script: str) -> str:
+    """Return the content security policy: this style, this script, and nothing from anywhere."""
+    return (
+        "default-src 'none'; "
+        f"style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

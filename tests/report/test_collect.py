@@ -1,0 +1,199 @@
+"""The report of a real run holds what its records, metrics and published files hold."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.report.artifacts import (
+    MAX_ROWS,
+    MAX_SAMPLES,
+    as_text,
+    read_data_report,
+    read_samples,
+    read_table,
+)
+from pipeline.report.collect import collect
+from pipeline.report.live import LivePage
+from pipeline.report.write import write_report
+from tests.fakes.engine import Engine
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return Engine(tmp_path / "work")
+
+
+def test_a_run_is_shown_with_its_lineage_metrics_curves_and_tables(engine):
+    engine.run_here()
+
+    run = collect(engine.store, "chain")
+
+    first, second, third = run.stages
+    assert [stage.state for stage in run.stages] == ["ran", "ran", "ran"]
+    producers = {item.role: item.producer for item in third.inputs}
+    assert (producers["parent"], producers["other"]) == ("second", "first")
+    assert first.inputs[0].source == "corpus.txt"
+    assert first.metrics["value"] == 10.0
+    assert second.notes == ("a planted note",)
+    assert first.series["loss"].values == [1.0, 0.5, pytest.approx(1 / 3)]
+    assert [table.rows for table in run.tables] == [[["third", 31.0]], [["second", 17.0]]]
+    assert "name: chain" in run.config_text
+    assert json.loads(run.resolved_text)["stages"]["second"]["rate"] == 2.0
+
+
+def test_a_reused_stage_is_named_as_such(engine):
+    engine.run_here()
+    engine.run_here("second.rate=3")
+
+    assert [stage.state for stage in collect(engine.store, "chain").stages] == ["reused", "ran", "ran"]
+
+
+def test_a_failed_stage_is_shown_with_its_reason_and_the_curve_it_has(engine):
+    engine.run_here("second.trouble=user")
+
+    _, second, third = collect(engine.store, "chain").stages
+
+    assert second.state == "failed"
+    assert "row 7 has no prompt" in second.reason
+    assert second.series["loss"].steps == [1, 2]
+    assert third.state in ("waiting", "blocked")
+
+
+def test_a_damaged_record_is_shown_as_damage_not_as_an_error(engine):
+    engine.run_here()
+    record = engine.stage_folders()["second"] / "record.json"
+    record.chmod(0o644)
+    record.write_text(record.read_text().replace("17.0", "71.0").replace("17", "71"))
+
+    states = {stage.name: stage.state for stage in collect(engine.store, "chain").stages}
+
+    assert states == {"first": "ran", "second": "damaged", "third": "ran"}
+
+
+def test_the_page_stands_beside_the_manifest_and_can_be_written_elsewhere(engine, tmp_path):
+    engine.run_here()
+
+    path = write_report(engine.store, "chain")
+    other = write_report(engine.store, "chain", out=tmp_path / "new" / "page.html")
+
+    assert path == engine.store.run_folder("chain") / "report.html"
+    assert "a planted note" in path.read_text()
+    assert other.is_file()
+
+
+def test_no_path_of_the_machine_is_in_the_page(engine, tmp_path):
+    engine.run_here()
+
+    text = write_report(engine.store, "chain").read_text()
+
+    # The fake stages are told a path by an override; real ones hold none.
+    told = [line for line in text.splitlines() if str(tmp_path) in line and "tally" not in line]
+    assert told == []
+
+
+def test_an_unknown_run_is_named_with_those_that_are_there(engine):
+    engine.run_here()
+
+    with pytest.raises(StoreError, match="chain"):
+        collect(engine.store, "chian")
+
+
+def test_a_run_that_goes_on_has_a_page_that_grows(engine):
+    engine.run_here()
+
+    with LivePage(engine.store, "chain", refresh_seconds=0.01):
+        path = engine.store.run_folder("chain") / "report.html"
+        deadline = time.monotonic() + 20
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    assert 'http-equiv="refresh"' in path.read_text()
+
+
+def test_a_live_page_that_cannot_be_written_is_named_once(engine, caplog):
+    engine.store.create()
+
+    with caplog.at_level(logging.WARNING), LivePage(engine.store, "none", refresh_seconds=0.005):
+        time.sleep(0.2)
+
+    assert len([r for r in caplog.records if "live report" in r.getMessage()]) == 1
+
+
+def test_a_short_run_writes_no_live_page(engine):
+    engine.run_here()
+
+    with LivePage(engine.store, "chain"):
+        pass
+
+    assert not (engine.store.run_folder("chain") / "report.html").exists()
+
+
+def test_long_tables_are_cut_with_a_note(tmp_path):
+    rows = [[i, "x" * 1000] for i in range(MAX_ROWS + 5)]
+    (tmp_path / "table.json").write_text(json.dumps({"title": "t", "columns": ["a", "b"], "rows": rows}))
+
+    table = read_table(tmp_path, "evaluate")
+
+    assert table is not None
+    assert len(table.rows) == MAX_ROWS
+    assert "305 rows" in table.notes[0]
+    assert len(table.rows[0][1]) < 500
+
+
+def test_samples_are_counted_and_cut(tmp_path):
+    line = {"prompt": "p", "by": {"sft": {"text": "a" * 9000, "scores": {"gold": 0.5, "odd": "x"}}}}
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for _ in range(40)) + "{broken\n")
+
+    found = read_samples(tmp_path, "evaluate")
+
+    assert found is not None
+    assert (len(found.samples), found.total) == (MAX_SAMPLES, 41)
+    (answer,) = found.samples[0].answers
+    assert answer.text.endswith("(5000 more characters)")
+    assert answer.scores == {"gold": 0.5}
+
+
+def test_a_data_report_gives_facts_flags_and_rejected_rows(tmp_path):
+    content = {
+        "file": "pairs.jsonl",
+        "format": "trl",
+        "rows": {"read": 10, "accepted": 9, "rejected": 1},
+        "longer_share": 0.625,
+        "rejects": [{"line": 4, "check": "empty", "message": "the prompt is empty"}],
+        "flags": [{"line": 7, "message": "a control character"}],
+    }
+    (tmp_path / "report.json").write_text(json.dumps(content))
+
+    found = read_data_report(tmp_path, "reward")
+
+    assert found is not None
+    assert dict(found.facts) == {
+        "format": "trl",
+        "rows read": "10",
+        "rows accepted": "9",
+        "rows rejected": "1",
+        "longer answer preferred": "62.5 % of decided pairs",
+    }
+    assert found.rejects == [("line 4", "the prompt is empty")]
+    assert found.flags == ["line 7: a control character"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"rows": 3}', "null"])
+def test_files_of_another_shape_are_left_out(tmp_path, content):
+    for name in ("table.json", "samples.jsonl", "report.json"):
+        (tmp_path / name).write_text(content)
+
+    assert read_table(tmp_path, "x") is None
+    assert read_samples(tmp_path, "x") is None
+
+
+def test_messages_are_shown_with_their_roles():
+    assert as_text([{"role": "user", "content": "hi"}]) == "hi"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert as_text(turns) == "user: a\n\nassistant: b"

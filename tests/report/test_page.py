@@ -1,0 +1,297 @@
+"""The report is one safe, small, self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from pipeline.report.curves import MAX_POINTS, charts_of, thin
+from pipeline.report.lineage import lay_out
+from pipeline.report.numbers import duration, short, size
+from pipeline.report.page import render
+from pipeline.report.view import Answer, SamplesView, SampleView, StageView, TableView
+from pipeline.tracking.lines import Series
+from tests.report.sample_run import curve, demo, stage
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+
+
+class Page(HTMLParser):
+    """The tags, attributes and visible text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.blocks: dict[str, list[str]] = {"script": [], "style": []}
+        self.words = ""
+        self.inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag in self.blocks:
+            self.inside = tag
+            self.blocks[tag].append("")
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside:
+            self.blocks[self.inside][-1] += data
+        else:
+            self.words += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def hostile_run():
+    run = demo()
+    bad = stage(
+        HOSTILE,
+        "sft",
+        {},
+        {HOSTILE: curve(1, 0)},
+        files={HOSTILE: HOSTILE},
+        reason=HOSTILE,
+        metrics={HOSTILE: 1.0},
+        notes=(HOSTILE,),
+        settings={HOSTILE: HOSTILE},
+    )
+    samples = SamplesView("evaluate", [SampleView(HOSTILE, [Answer(HOSTILE, HOSTILE, {HOSTILE: 1.0})])], 1)
+    table = TableView("evaluate", HOSTILE, [HOSTILE], [[HOSTILE]], (HOSTILE,))
+    return replace(
+        run,
+        name=HOSTILE,
+        stages=[*run.stages, bad],
+        samples=[samples],
+        tables=[table],
+        config_text=HOSTILE,
+        resolved_text=HOSTILE,
+        command=HOSTILE,
+    )
+
+
+def test_hostile_text_is_shown_as_text():
+    text = render(hostile_run())
+
+    page = Page(text)
+    assert len(page.blocks["script"]) == 2
+    assert page.all("img") == []
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert page.words.count(HOSTILE) > 10
+    assert HOSTILE not in text
+
+
+def test_the_page_asks_for_nothing_from_elsewhere():
+    text = render(demo())
+
+    page = Page(text)
+    targets = [
+        value
+        for tag, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "action", "poster", "data") or (tag == "object" and name == "data")
+    ]
+    assert all(value and value.startswith("#") for value in targets)
+    assert "http:" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert "https:" not in text
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_the_policy_allows_this_script_and_style_and_nothing_else():
+    page = Page(render(demo()))
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+
+    def digest(text: str) -> str:
+        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+    parts = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert parts["default-src"] == "'none'"
+    assert parts["style-src"] == digest(page.blocks["style"][0])
+    assert parts["script-src"] == digest(page.blocks["script"][1])
+    # Inline style attributes would be refused by the policy.
+    assert not any("style" in attributes for _, attributes in page.tags)
+
+
+def test_every_id_is_there_once_and_every_inner_link_finds_its_target():
+    page = Page(render(demo()))
+
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = [a["href"] for a in page.all("a")]
+    assert {link[1:] for link in links} <= set(ids)
+
+
+def test_every_chart_has_its_curve_and_stands_in_a_table_too():
+    page = Page(render(demo()))
+
+    curves = json.loads(page.blocks["script"][0])
+    numbers = [int(a["data-curve"]) for a in page.all("figure")]
+    assert numbers == list(range(len(curves)))
+    charts = charts_of(demo().stages)
+    flat = [chart for found in charts.values() for chart in found]
+    # The template numbers the charts as it draws them: main ones, then those behind the fold.
+    assert [chart.points for chart in flat] == curves
+    assert all(a["tabindex"] == "0" and a["aria-label"] for a in page.all("figure"))
+
+
+def test_fifty_stages_and_a_million_points_stay_under_two_megabytes():
+    series = Series(list(range(2000)), [math.sin(i / 50) for i in range(2000)], [0.0] * 2000)
+    names = [f"family/metric_{i}" for i in range(10)]
+    stages = [
+        StageView(name=f"s{i}", kind="ppo", state="ran", key="a" * 64, series=dict.fromkeys(names, series))
+        for i in range(50)
+    ]
+
+    text = render(replace(demo(), stages=stages))
+
+    assert sum(len(s.series) * 2000 for s in stages) == 1_000_000
+    assert len(text.encode()) < 2_000_000
+
+
+def test_a_run_without_results_still_makes_a_page():
+    waiting = StageView(name="sft", kind="sft", state="waiting")
+
+    text = render(
+        replace(demo(), stages=[waiting], tables=[], samples=[], data=[], finished="", seconds=None)
+    )
+
+    assert "1 stage: 0 ran, 0 reused" in Page(text).words
+    assert "1 not finished" in Page(text).words
+
+
+def test_a_page_of_a_run_that_goes_on_loads_itself_again():
+    refresh = [
+        a for a in Page(render(replace(demo(), live=True))).all("meta") if a.get("http-equiv") == "refresh"
+    ]
+
+    assert len(refresh) == 1
+    assert 'http-equiv="refresh"' not in render(demo())
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_draws_every_visible_curve_without_a_complaint(tmp_path, width):
+    path = tmp_path / "report.html"
+    path.write_text(render(hostile_run()), encoding="utf-8")
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+        "--disable-background-networking --disable-component-update --virtual-time-budget=3000 "
+        f"--enable-logging=stderr --dump-dom --window-size={width},9000 "
+        f"--user-data-dir={tmp_path / 'profile'}"
+    )
+
+    done = subprocess.run(
+        ["chromium", *flags.split(), path.as_uri()], capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert "CONSOLE" not in done.stderr
+    main = sum(
+        1 for found in charts_of(hostile_run().stages).values() for chart in found if not chart.secondary
+    )
+    assert done.stdout.count('class="raw"') >= main
+
+
+def test_thinning_keeps_ends_and_every_extreme():
+    values = [0.0] * 10_000
+    values[1234], values[8765] = 7.0, -7.0
+    series = Series(list(range(10_000)), values, [0.0] * 10_000)
+
+    steps, thinned = thin(series, MAX_POINTS)
+
+    assert len(steps) <= MAX_POINTS
+    assert (steps[0], steps[-1]) == (0, 9999)
+    assert steps == sorted(set(steps))
+    assert thinned[steps.index(1234)] == 7.0
+    assert thinned[steps.index(8765)] == -7.0
+
+
+def test_a_short_curve_is_kept_whole_and_a_gap_stays_a_gap():
+    series = Series([1, 2, 3], [1.0, math.nan, 3.0], [0.0] * 3)
+
+    assert thin(series, MAX_POINTS) == ([1, 2, 3], [1.0, None, 3.0])
+
+
+def test_curves_about_the_machine_stand_behind_a_fold():
+    found = charts_of(demo().stages)["ppo"]
+
+    assert [chart.name for chart in found if chart.secondary] == [
+        "grad_norm",
+        "learning_rate",
+        "tokens_per_second",
+    ]
+    assert found[0].name.startswith("objective/")
+
+
+def test_the_graph_draws_parents_before_children_and_no_edge_that_others_imply():
+    graph = lay_out(demo().stages)
+
+    x = {node.stage.name: node.x for node in graph.nodes}
+    assert x["base"] < x["sft"] < x["reward"] == x["dpo"] < x["ppo"] < x["evaluate"]
+    # base -> reward is implied by base -> sft -> reward, and so on.
+    assert {meaning for _, meaning in graph.edges} == {
+        "base to sft",
+        "sft to reward",
+        "sft to dpo",
+        "reward to ppo",
+        "dpo to evaluate",
+        "ppo to evaluate",
+    }
+
+
+def test_no_two_boxes_of_a_graph_overlap():
+    places = [(node.x, node.y) for node in lay_out(demo().stages).nodes]
+
+    assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.12345, "0.1235"),
+        (-1.5, "−1.5"),
+        (0.0, "0"),
+        (12345.6, "12346"),
+        (1234567, "1\u202f234\u202f567"),
+        (3e-7, "3e−7"),
+        (math.nan, "not a number"),
+        (math.inf, "∞"),
+        (None, "–"),
+        ([0.7, 0.65, 0.75], "0.7 [0.65, 0.75]"),
+        (True, "yes"),
+        ("text", "text"),
+    ],
+)
+def test_numbers_are_written_short(value, text):
+    assert short(value) == text
+
+
+def test_sizes_and_times_are_written_for_people():
+    assert [size(n) for n in (0, 1023, 1536, 300 * 2**20)] == ["0 B", "1023 B", "1.5 KiB", "300 MiB"]
+    assert [duration(s) for s in (None, 0.04, 59.4, 61, 3700)] == [
+        "–",
+        "0.0 s",
+        "59 s",
+        "1 min 01 s",
+        "1 h 01 min",
+    ]
+
+
+def test_the_script_and_style_of_the_page_hold_no_closing_tag():
+    folder = Path(render.__globals__["HERE"])
+
+    for name in ("page.js", "page.css"):
+        assert not re.search(r"</(script|style)", (folder / name).read_text())
