@@ -21,7 +21,9 @@ class PPOConfig(StrictModel):
     seed: int = 42
     "Seed of sampling, prompt order and minibatches; the run's seed unless the stage sets its own."
     model: ModelConfig = ModelConfig()
+    "The run's base model, with keys of the stage's own."
     tuning: TuningConfig = TuningConfig()
+    "The run's tuning, with keys of the stage's own."
 
     total_iterations: int = Field(100, ge=1)
     "Rounds of sampling and updating."

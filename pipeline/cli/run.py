@@ -25,23 +25,24 @@ def main(args: argparse.Namespace) -> int:
 
         return show_plan(args)
     from pipeline.cli.terminal import choose
+    from pipeline.report.live import LivePage
     from pipeline.runner import Runner
 
     run, store = arguments.load(args)
     runner = Runner(run, store, choose(), keep_going=args.keep_going)
-    code = runner.go()
+    with LivePage(store, run.config.name):
+        code = runner.go()
     _show_results(runner.manifest, store)
     return code
 
 
 def _show_results(manifest: RunManifest, store: Store) -> None:
     from pipeline.cli import tables
+    from pipeline.report.write import write_report
 
     for name in manifest.order:
         status = manifest.stages[name]
         if status.state == "complete" and status.key is not None:
             tables.show_artifact(store, store.load(status.key))
-    folder = store.run_folder(manifest.name)
-    print(f"manifest: {folder / MANIFEST_NAME}")
-    if (folder / "report.html").exists():
-        print(f"report:   {folder / 'report.html'}")
+    print(f"manifest: {store.run_folder(manifest.name) / MANIFEST_NAME}")
+    print(f"report:   {write_report(store, manifest.name)}")

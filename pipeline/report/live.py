@@ -7,7 +7,6 @@ import threading
 from types import TracebackType
 
 from pipeline.errors import UserError
-from pipeline.report.write import write_report
 from pipeline.store import Store
 
 logger = logging.getLogger(__name__)
@@ -41,6 +40,9 @@ class LivePage:
 
     def _refresh(self) -> None:
         while not self._ended.wait(self._refresh_seconds):
+            # Imported when a page is due: a short run needs no template engine here.
+            from pipeline.report.write import write_report
+
             try:
                 write_report(self._store, self._name, live=True)
             except (UserError, OSError) as problem:

@@ -205,14 +205,20 @@
   }
 
   const plots = [...document.querySelectorAll("figure.chart")].map((figure) => new Plot(figure));
+  const AHEAD = 300;
   const byPlace = new Map(plots.map((plot) => [plot.place, plot]));
   const seen = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       const plot = byPlace.get(entry.target);
       if (entry.isIntersecting && !plot.drawn) plot.draw();
     }
-  }, { rootMargin: "300px" });
-  plots.forEach((plot) => seen.observe(plot.place));
+  }, { rootMargin: `${AHEAD}px` });
+  for (const plot of plots) {
+    const { top, width } = plot.place.getBoundingClientRect();
+    // What is in sight is drawn at once, the rest when it comes near.
+    if (width && top < innerHeight + AHEAD) plot.draw();
+    else seen.observe(plot.place);
+  }
   const again = () => plots.forEach((plot) => { if (plot.drawn) plot.draw(); });
   let waiting = 0;
   addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(again, 120); });
