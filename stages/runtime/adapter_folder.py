@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,11 @@ class StoredAdapter:
     "True: the scale is alpha / sqrt(rank); False: alpha / rank."
     target_modules: str | list[str]
     tensors: Mapping[str, Tensor]
+
+    @property
+    def scale(self) -> float:
+        """The factor of the update: alpha / rank, or alpha / sqrt(rank)."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
 
 def open_adapter(source: Checkpoint, base: Checkpoint) -> StoredAdapter:

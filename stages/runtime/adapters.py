@@ -41,6 +41,7 @@ __all__ = [
     "named_adapter_parameters",
     "new_adapter",
     "save_adapter",
+    "stored_key",
 ]
 
 LOGGER = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def new_adapter(
     for key, parameter in named_adapter_parameters(model, name):
         if ".lora_A." in key:
             with torch.no_grad():
-                parameter.copy_(_initial(parameter.shape, key=_stored_key(key, name), seed=seed))
+                parameter.copy_(_initial(parameter.shape, key=stored_key(key, name), seed=seed))
     _set_trainable(model, name, trainable=True)
     return model
 
@@ -148,7 +149,7 @@ def save_adapter(
         ModelError: a weight is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {_stored_key(key, name): value for key, value in named_adapter_parameters(model, name)}
+    tensors = {stored_key(key, name): value for key, value in named_adapter_parameters(model, name)}
     tensors |= {HEAD_KEY + key: value for key, value in (head or {}).items()}
     write_tensors(folder / ADAPTER_WEIGHTS_FILE, tensors)
     write_config(folder, model.peft_config[name], base=base, with_head=head is not None)
@@ -169,7 +170,7 @@ def named_adapter_parameters(model: PeftModel, name: str) -> list[tuple[str, tor
     return sorted(found, key=lambda item: item[0])
 
 
-def _stored_key(key: str, name: str) -> str:
+def stored_key(key: str, name: str) -> str:
     """Return the name of a weight in a PEFT folder: the adapter's own name is left out."""
     before, _, after = key.rpartition(f".{name}.")
     return f"{before}.{after}"
@@ -228,7 +229,7 @@ def _wanted_config(stored: StoredAdapter, *, tuning: TuningConfig | None, dropou
 
 def _fill(model: PeftModel, stored: StoredAdapter, *, name: str) -> None:
     """Copy stored weights into an injected adapter; every key and shape must fit."""
-    parameters = {_stored_key(key, name): value for key, value in named_adapter_parameters(model, name)}
+    parameters = {stored_key(key, name): value for key, value in named_adapter_parameters(model, name)}
     findings = _key_findings(parameters.keys(), stored)
     for key in sorted(parameters.keys() & stored.tensors.keys()):
         if not _fits(parameters[key].shape, stored.tensors[key].shape, key=key, rank=stored.rank):
