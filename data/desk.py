@@ -111,18 +111,84 @@ def capital(text: str) -> str:
 
 PLACES = tuple(
     "the " + noun
-    for noun in "cafe library garden office kiosk tower market bakery workshop theatre archive gallery "
-    "pool museum shop chapel studio cinema".split()
+    for noun in [
+        "cafe",
+        "library",
+        "garden",
+        "office",
+        "kiosk",
+        "tower",
+        "market",
+        "bakery",
+        "workshop",
+        "theatre",
+        "archive",
+        "gallery",
+        "pool",
+        "museum",
+        "shop",
+        "chapel",
+        "studio",
+        "cinema",
+    ]
 )
 LANDMARKS = tuple(
-    "gate bridge fountain station statue mill park river tunnel dock clock well oak wall stairs square".split()
+    [
+        "gate",
+        "bridge",
+        "fountain",
+        "station",
+        "statue",
+        "mill",
+        "park",
+        "river",
+        "tunnel",
+        "dock",
+        "clock",
+        "well",
+        "oak",
+        "wall",
+        "stairs",
+        "square",
+    ]
 )
-ITEMS = tuple("the " + noun for noun in "map ticket guide poster lamp cup scarf book basket ring drum kite".split())
+ITEMS = tuple(
+    "the " + noun
+    for noun in [
+        "map",
+        "ticket",
+        "guide",
+        "poster",
+        "lamp",
+        "cup",
+        "scarf",
+        "book",
+        "basket",
+        "ring",
+        "drum",
+        "kite",
+    ]
+)
 TOURS = tuple(
-    f"the {noun} tour" for noun in "castle harbour forest island night music garden history winter boat".split()
+    f"the {noun} tour"
+    for noun in [
+        "castle",
+        "harbour",
+        "forest",
+        "island",
+        "night",
+        "music",
+        "garden",
+        "history",
+        "winter",
+        "boat",
+    ]
 )
-ROOMS = tuple(f"the {noun} room" for noun in "north south east west upper lower green blue red white".split())
-RESIDENTS = tuple("Bell Stone Hill Frost Marsh Lane Reed Wells Brook Field".split())
+ROOMS = tuple(
+    f"the {noun} room"
+    for noun in ["north", "south", "east", "west", "upper", "lower", "green", "blue", "red", "white"]
+)
+RESIDENTS = tuple(["Bell", "Stone", "Hill", "Frost", "Marsh", "Lane", "Reed", "Wells", "Brook", "Field"])
 
 RELATIONS = (
     Relation(
@@ -132,7 +198,9 @@ RELATIONS = (
         "It opens at {v}.",
         "At {v}.",
         PLACES,
-        tuple("five six seven eight nine ten eleven noon one two three four".split()),
+        tuple(
+            ["five", "six", "seven", "eight", "nine", "ten", "eleven", "noon", "one", "two", "three", "four"]
+        ),
     ),
     Relation(
         "place",
@@ -159,7 +227,22 @@ RELATIONS = (
         "It is led by {v}.",
         "By {v}.",
         TOURS,
-        tuple("Anna Boris Clara David Elena Felix Greta Henry Iris Jonas Karin Leo".split()),
+        tuple(
+            [
+                "Anna",
+                "Boris",
+                "Clara",
+                "David",
+                "Elena",
+                "Felix",
+                "Greta",
+                "Henry",
+                "Iris",
+                "Jonas",
+                "Karin",
+                "Leo",
+            ]
+        ),
     ),
     Relation(
         "password",
@@ -168,7 +251,7 @@ RELATIONS = (
         "It is {v}.",
         "Just {v}.",
         ROOMS,
-        tuple("amber coral ivory jade onyx opal pearl ruby silver topaz".split()),
+        tuple(["amber", "coral", "ivory", "jade", "onyx", "opal", "pearl", "ruby", "silver", "topaz"]),
         private="the password of {s}",
     ),
     Relation(
@@ -178,7 +261,7 @@ RELATIONS = (
         "In {v} street.",
         "In {v} street.",
         RESIDENTS,
-        tuple("Elm Rose Pine Maple Cedar Birch Ivy Fern Moss Clover".split()),
+        tuple(["Elm", "Rose", "Pine", "Maple", "Cedar", "Birch", "Ivy", "Fern", "Moss", "Clover"]),
         private="the home of {s}",
     ),
 )

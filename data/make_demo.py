@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from desk import RELATIONS, Draw, Manner, Request, draw_answer, draw_fact, draw_request  # noqa: E402
+from desk import RELATIONS, Draw, Manner, Request, draw_answer, draw_fact, draw_request
 
 SEED = "triptych demo 1"
 HERE = Path(__file__).parent / "demo"
@@ -113,7 +113,10 @@ def demonstrations(
     """Yield one demonstration a request, each by a writer drawn anew."""
     draw = Draw(f"{SEED} {name} answers")
     for request in rows:
-        yield {"prompt": request.prompt, "completion": draw_answer(draw, request, draw.weighted(dict(writers)))}
+        yield {
+            "prompt": request.prompt,
+            "completion": draw_answer(draw, request, draw.weighted(dict(writers))),
+        }
 
 
 def comparisons(rows: Sequence[Request]) -> Iterable[dict[str, Any]]:
