@@ -24,7 +24,9 @@ class EvaluateConfig(StrictModel):
     seed: int = 42
     "Seed of sampling and of the intervals; the run's seed unless the stage sets its own."
     model: ModelConfig = ModelConfig()
+    "The run's base model, with keys of the stage's own."
     tuning: TuningConfig = TuningConfig()
+    "Only its method is read: qlora holds the base in 4 bits here too."
 
     reference: str = "base"
     "The model that win rates and KL are measured against: an input's name, or base."
