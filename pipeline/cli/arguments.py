@@ -9,7 +9,7 @@ from pipeline.errors import UserError
 from pipeline.inputs import RunFile
 from pipeline.store import Store
 
-DEFAULT_STORE = "store"
+DEFAULT_STORE = "runs"
 
 
 def add_run_file(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from reward.preferences.checks.bias import RefusalCounter, bias_results
 from reward.preferences.checks.consistency import consistency_results
 from reward.preferences.checks.leakage import PromptSets, leakage_results, near_prompts
 from reward.preferences.checks.result import CheckResult, Example, Verdict
-from reward.preferences.checks.rows import RowTally, excerpt
+from reward.preferences.checks.rows import EXCERPT_CHARS, RowTally, excerpt
 from reward.preferences.checks.settings import CheckSettings
 from reward.preferences.checks.text import ends_openly, flag_texts
 from reward.preferences.checks.tokens import TokenIds, check_tokens
@@ -20,7 +20,7 @@ from reward.preferences.ledger import Ledger, Votes
 from reward.preferences.mapping import Mapping
 from reward.preferences.notes import RowNotes
 from reward.preferences.pairs import pairs_of
-from reward.preferences.records import PreferenceRecord, prompt_text
+from reward.preferences.records import PreferenceRecord, digest, prompt_text
 from reward.preferences.source import ReadRow, open_source
 from reward.preferences.textfile import TextForm
 
@@ -46,6 +46,8 @@ class RejectedRow:
     check: str
     field: str
     message: str
+    digest: str
+    "Name of the row's text, to find it again in the next submission."
 
 
 @dataclass(slots=True)
@@ -153,7 +155,8 @@ class _State:
         line = row.raw.line if row.raw.earlier_line is None else row.raw.earlier_line
         if not row.accepted:
             first = row.rejections[0]
-            self.rejects.append(RejectedRow(line, first.check, first.field, excerpt(first.message)))
+            name = digest(row.raw.text)
+            self.rejects.append(RejectedRow(line, first.check, first.field, excerpt(first.message), name))
             return row
         if row.raw.earlier_line is not None:
             self.accepted_lines.add(line)
@@ -184,7 +187,7 @@ class _State:
                 if len(self.rendered) < NUM_RENDERED and (
                     not self.rendered or self.rendered[-1].line != pair.line
                 ):
-                    shown = (prompt_text(pair.prompt)[-RENDERED_CHARS:], pair.chosen, pair.rejected)
+                    shown = (prompt_text(pair.prompt)[-EXCERPT_CHARS:], pair.chosen, pair.rejected)
                     self.rendered.append(Rendered(pair.line, *(_short(text) for text in shown)))
 
     def open_ends(self) -> CheckResult:

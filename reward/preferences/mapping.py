@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -12,6 +12,7 @@ from pipeline.config.strict import StrictModel
 from pipeline.errors import DataError, Finding
 from reward.preferences.lines import TableForm
 
+Model = TypeVar("Model", bound=StrictModel)
 NO_ORDER = ("tie", "both_bad", "skip", "cancelled")
 
 
@@ -186,18 +187,25 @@ def load_mapping(path: Path | None) -> Mapping:
     Raises:
         DataError: missing, not YAML, unknown keys or wrong values; all at once.
     """
-    if path is None:
-        return Mapping()
+    return Mapping() if path is None else read_yaml_model(path, Mapping)
+
+
+def read_yaml_model(path: Path, model: type[Model]) -> Model:
+    """Read a YAML file with the keys of a config class.
+
+    Raises:
+        DataError: missing, not YAML, unknown keys or wrong values; all at once.
+    """
     if not path.is_file():
-        raise DataError(f"there is no mapping file {str(path)!r}", where=str(path), code="missing-file")
+        raise DataError(f"there is no file {str(path)!r}", where=str(path), code="missing-file")
     try:
         values: Any = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"the mapping file is not YAML: {error}", where=str(path)) from error
+        raise DataError(f"the file is not YAML: {error}", where=str(path)) from error
     if values is not None and not isinstance(values, dict):
-        raise DataError("a mapping file holds keys and values", where=str(path), code="bad-mapping")
+        raise DataError("the file must hold keys and values", where=str(path), code="bad-mapping")
     try:
-        return Mapping.model_validate(values or {})
+        return model.model_validate(values or {})
     except ValidationError as error:
         raise DataError.from_findings([_finding(path, item) for item in error.errors()]) from error
 

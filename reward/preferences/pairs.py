@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reward.preferences.detect import Verdict
-from reward.preferences.mapping import load_mapping
+from reward.preferences.mapping import Mapping, load_mapping
 from reward.preferences.notes import RowFinding
 from reward.preferences.records import PreferenceRecord, Prompt, Vote, digest, prompt_group, prompt_text
 from reward.preferences.source import open_source
@@ -92,6 +92,8 @@ class PairSet:
     flags: list[Flag]
     unpaired: list[PreferenceRecord]
     report: Report
+    mapping: Mapping
+    "How the file was read."
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,16 @@ def load_pairs(path: Path, *, mapping: Path | None = None) -> PairSet:
     Raises:
         DataError: the file is missing, unreadable, or its format or direction is not known.
     """
-    source = open_source(path, load_mapping(mapping))
+    return read_pairs(path, load_mapping(mapping))
+
+
+def read_pairs(path: Path, mapping: Mapping) -> PairSet:
+    """Do the same with a mapping that is loaded already.
+
+    Raises:
+        DataError: the file is missing, unreadable, or its format or direction is not known.
+    """
+    source = open_source(path, mapping)
     records: list[PreferenceRecord] = []
     rejects: list[Reject] = []
     flags: list[Flag] = []
@@ -148,36 +159,39 @@ def load_pairs(path: Path, *, mapping: Path | None = None) -> PairSet:
                     row.raw.line, first.check, first.field, first.message, row.raw.text, row.rejections[1:]
                 )
             )
-    return _pair_set(path, source.verdict, num_read, merge_votes(records), rejects, flags)
+    rows = _Rows(num_read, merge_votes(records), rejects, flags)
+    return _pair_set(path, mapping, source.verdict, rows)
 
 
-def _pair_set(
-    path: Path,
-    verdict: Verdict,
-    num_read: int,
-    records: list[PreferenceRecord],
-    rejects: list[Reject],
-    flags: list[Flag],
-) -> PairSet:
-    derived = [pair for record in records for pair in pairs_of(record)]
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What one reading gathered."""
+
+    num_read: int
+    records: list[PreferenceRecord]
+    rejects: list[Reject]
+    flags: list[Flag]
+
+
+def _pair_set(path: Path, mapping: Mapping, verdict: Verdict, rows: _Rows) -> PairSet:
+    derived = [pair for record in rows.records for pair in pairs_of(record)]
     pairs = [pair for pair in derived if pair.label > 0.5]
     ties = [pair for pair in derived if pair.label == 0.5]
+    unpaired = [record for record in rows.records if len(record.responses) == 1]
+    judged = [record for record in rows.records if any(vote.kind.counts for vote in record.votes)]
     report = Report(
-        read=num_read,
-        accepted=num_read - len(rejects),
-        rejected=len(rejects),
-        comparisons=len(records),
+        read=rows.num_read,
+        accepted=rows.num_read - len(rows.rejects),
+        rejected=len(rows.rejects),
+        comparisons=len(rows.records),
         pairs=len(pairs),
         ties=len(ties),
-        unpaired=sum(1 for record in records if len(record.responses) == 1),
-        unjudged=sum(
-            1 for r in records if len(r.responses) > 1 and not any(vote.kind.counts for vote in r.votes)
-        ),
-        rejected_by=dict(sorted(Counter(reject.check for reject in rejects).items())),
-        flagged_by=dict(sorted(Counter(flag.check for flag in flags).items())),
+        unpaired=len(unpaired),
+        unjudged=len(rows.records) - len(unpaired) - len(judged),
+        rejected_by=dict(sorted(Counter(reject.check for reject in rows.rejects).items())),
+        flagged_by=dict(sorted(Counter(flag.check for flag in rows.flags).items())),
     )
-    unpaired = [record for record in records if len(record.responses) == 1]
-    return PairSet(path, verdict, pairs, ties, rejects, flags, unpaired, report)
+    return PairSet(path, verdict, pairs, ties, rows.rejects, rows.flags, unpaired, report, mapping)
 
 
 def merge_votes(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:

@@ -93,6 +93,11 @@ class PreferenceRecord:
     "Response ids in the order that a probe item must have; None for ordinary items."
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def group(self) -> str:
+        """Name that all comparisons of this prompt share."""
+        return prompt_group(self.prompt)
+
     def text_of(self, response_id: str) -> str:
         """Return the text of one response.
 

@@ -20,7 +20,7 @@ from reward.preferences.records import PreferenceRecord
 from reward.preferences.tables import read_parquet, read_workbook, read_xml
 from reward.preferences.textfile import TextForm, data_suffix
 
-LINE_MARK, CHECKS_MARK, MESSAGE_MARK = MARKS = ("_line", "_checks", "_message")
+LINE_MARK, CHECKS_MARK, MESSAGE_MARK, RAW_MARK = MARKS = ("_line", "_checks", "_message", "_raw")
 "Fields that a file of rejects has beside the row's own."
 
 

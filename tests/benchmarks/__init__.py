@@ -1,1 +1,0 @@
-"""Measured claims: programs to run by hand, never collected as tests."""
