@@ -116,6 +116,8 @@ class StageCheck:
     config: Any
     inputs: Mapping[str, Checkpoint]
     "Only the inputs that exist now; an input that a stage will make is absent."
+    roles: tuple[str, ...] = ()
+    "Every role that the run file or inheritance fills, also with what a stage will make."
 
 
 @dataclass(frozen=True, slots=True)

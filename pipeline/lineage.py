@@ -69,14 +69,19 @@ def lineage(store: Store, run: str, stage: str | None = None) -> list[Node]:
     return nodes
 
 
-def lines(node: Node, *, indent: str = "") -> Iterator[str]:
-    """Yield the tree as text, one line a node and one for each note."""
+def lines(node: Node, *, indent: str = "", told: set[str] | None = None) -> Iterator[str]:
+    """Yield the tree as text, one line a node and one for each note; a stage is told in full once."""
+    told = set() if told is None else told
     label = f"{node.role}: " if node.role else ""
     if node.record is None:
         state = "  (its record is not in this store)" if node.missing else ""
         yield f"{indent}{label}{node.name}  sha256 {node.fingerprint[:16]}{state}"
         return
     record, recipe = node.record, node.record.recipe
+    if record.key in told:
+        yield f"{indent}{label}{node.name}  (key {record.key[:12]}, as above)"
+        return
+    told.add(record.key)
     made = f"{record.kind} version {recipe.get('version')}, key {record.key[:12]}, {record.ended}"
     yield f"{indent}{label}{node.name}  ({made})"
     settings = ", ".join(f"{name}={value}" for name, value in recipe.get("config", {}).items())
@@ -85,7 +90,7 @@ def lines(node: Node, *, indent: str = "") -> Iterator[str]:
     for note in record.notes:
         yield f"{indent}    note: {note}"
     for child in node.inputs:
-        yield from lines(child, indent=indent + "  ")
+        yield from lines(child, indent=indent + "  ", told=told)
 
 
 def _stage_node(store: Store, key: str, *, role: str, fingerprint: str) -> Node:

@@ -56,7 +56,7 @@ def _card_findings(plan: Plan, stage: PlannedStage, store: Store) -> list[Findin
         for role, origin in stage.wired.inputs.items()
         if (present := _present(plan, origin, store))
     }
-    findings = check(StageCheck(stage.name, stage.wired.config, known))
+    findings = check(StageCheck(stage.name, stage.wired.config, known, tuple(stage.wired.inputs)))
     return [_placed(plan, stage.name, finding) for finding in findings]
 
 

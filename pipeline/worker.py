@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # Says at every import that an optional package of CPU kernels is not installed.
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
     stop = StopSignal()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.request())

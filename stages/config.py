@@ -17,8 +17,6 @@ class OptimizationConfig(StrictModel):
     "Seed of data order and initialisation; the run's seed unless the stage sets its own."
     model: ModelConfig = ModelConfig()
     "The run's base model, with keys of the stage's own."
-    tuning: TuningConfig = TuningConfig()
-    "The run's tuning, with keys of the stage's own."
     learning_rate: float = Field(1e-4, gt=0)
     "Peak learning rate of AdamW."
     per_device_train_batch_size: int = Field(8, ge=1)

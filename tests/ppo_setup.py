@@ -31,7 +31,7 @@ def adapter(
         for name, parameter in named_adapter_parameters(model, "made"):
             if "lora_B" in name:
                 parameter.normal_(std=scale, generator=generator)
-    head = {"weight": torch.randn(1, 32, generator=generator) * 0.2} if scored else None
+    head = {"weight": torch.randn(1, model.config.hidden_size, generator=generator) * 0.2} if scored else None
     tokenizer = load_tokenizer(base, ModelConfig())
     save_adapter(model, folder, name="made", base=base, tokenizer=tokenizer, head=head)
     return as_checkpoint(folder, ArtifactKind.REWARD_MODEL if scored else ArtifactKind.ADAPTER)

@@ -94,7 +94,7 @@ def test_an_adapter_that_was_silently_reset_is_caught(tiny_base: Checkpoint, sft
     # What trl's --use_peft does with an adapter folder: a new adapter, lora_B at 0.
     model = new_adapter(load_base(tiny_base, MODEL), TUNING, name="policy", seed=0)
 
-    with pytest.raises(HandOverError, match="lora_B is zero, so the parent's adapter was reset") as error:
+    with pytest.raises(HandOverError, match="it equals the base: the parent's adapter was reset") as error:
         prove_hand_over(model, sft, policy="policy")
 
     assert "load_adapter" in error.value.findings[0].hint

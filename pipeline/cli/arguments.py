@@ -9,7 +9,7 @@ from pipeline.errors import UserError
 from pipeline.inputs import RunFile
 from pipeline.store import Store
 
-DEFAULT_STORE = "runs"
+DEFAULT_STORE = "store"
 
 
 def add_run_file(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from pipeline.errors import ExitCode, UserError
 
 COMMANDS = {
     "run": ("pipeline.cli.run", "run every stage that is not in the store yet"),
+    "init": ("pipeline.cli.init", "write a commented run file to start from"),
     "plan": ("pipeline.cli.plan", "say what run would do, and why"),
     "status": ("pipeline.cli.status", "show the runs of a store and their stages"),
     "verify": ("pipeline.cli.verify", "compare committed files with their records"),

@@ -78,7 +78,7 @@ class RunConfig(StrictModel):
     "Name of the run: its folder in the store and its group in W&B."
     seed: int = Field(42, ge=0, le=2**32 - 1)
     "Seed of every stage that does not set its own."
-    store: str = Field("runs", json_schema_extra=NOT_IN_KEY)
+    store: str = Field("store", json_schema_extra=NOT_IN_KEY)
     "Folder of committed stages, shared by all runs that name it; relative to the working directory."
     model: ModelConfig = ModelConfig()
     "The base model of every stage that does not say otherwise."

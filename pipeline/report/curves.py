@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,8 +17,24 @@ MAX_POINTS_OF_PAGE = 60_000
 MIN_POINTS = 40
 
 # Curves that say how training went come first, those that say how the machine did come last.
-FIRST = ("loss", "eval", "reward", "accuracy", "accurac", "objective", "score", "margin", "kl", "win")
-LAST = ("learning_rate", "lr", "grad_norm", "tokens", "seconds", "time", "memory", "epoch", "num_", "step")
+FIRST = (
+    "scores",
+    "objective/kl",
+    "accurac",
+    "margin",
+    "win",
+    "eval_loss",
+    "loss",
+    "perplexity",
+    "reward",
+    "kl",
+)
+LAST = (
+    *("learning_rate", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "time", "memory"),
+    *("epoch", "episode", "eps", "num_", "step", "optimizer_steps", "computed_pairs"),
+)
+AGAINST = (("objective/scores", "objective/kl"),)
+"Pairs of metrics, one drawn against the other: a score bought with little KL is worth more."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +52,8 @@ class Chart:
     num_not_finite: int
     secondary: bool
     "Shown behind a fold: about the machine or the schedule, not the result."
+    against: str = ""
+    "Metric on the horizontal axis; empty for the step."
 
 
 def charts_of(stages: Sequence[StageView]) -> dict[str, list[Chart]]:
@@ -76,7 +94,23 @@ def _finite(value: float) -> float | None:
 
 def _charts(series: Mapping[str, Series], most: int) -> list[Chart]:
     charts = [_chart(name, found, most) for name, found in series.items() if found.steps]
-    return sorted(charts, key=lambda chart: _rank(chart.name))
+    pairs = [(y, x) for y, x in AGAINST if y in series and x in series]
+    crossed = [_crossed(y, x, series, most) for y, x in pairs]
+    return crossed + sorted(charts, key=lambda chart: _rank(chart.name))
+
+
+def _crossed(name: str, against: str, series: Mapping[str, Series], most: int) -> Chart:
+    """Return one metric drawn over another, joined by their steps."""
+    across = dict(zip(series[against].steps, series[against].values, strict=True))
+    shared = [
+        (across[step], value)
+        for step, value in zip(series[name].steps, series[name].values, strict=True)
+        if math.isfinite(across.get(step, math.nan)) and math.isfinite(value)
+    ]
+    shared = shared[:: -(-len(shared) // most)] if shared else []
+    chart = _chart(name, series[name], most)
+    points = {"steps": [_finite(x) for x, _ in shared], "values": [_finite(y) for _, y in shared]}
+    return replace(chart, points=points | {"across": [against]}, against=against)
 
 
 def _chart(name: str, series: Series, most: int) -> Chart:

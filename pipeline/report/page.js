@@ -13,7 +13,7 @@
     const now = root.style.colorScheme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
     root.style.colorScheme = now === "dark" ? "light" : "dark";
   });
-  addEventListener("beforeprint", () => plots.forEach((plot) => plot.draw()));
+  addEventListener("beforeprint", () => plots.filter((plot) => plot.place.clientWidth).forEach((plot) => plot.draw()));
 
   const text = (value) => {
     if (value === null) return "not finite";
@@ -61,6 +61,7 @@
       this.place = figure.querySelector(".plot");
       this.readout = figure.querySelector(".readout");
       this.resting = this.readout.textContent;
+      this.across = this.data.across ? this.data.across[0] : "";
       this.range = null;
       this.index = null;
       this.drawn = false;
@@ -112,12 +113,13 @@
 
     draw() {
       const { steps, values } = this.data;
-      const [first, last] = this.range || [steps[0], steps[steps.length - 1]];
+      const [first, last] = this.range || [Math.min(...steps), Math.max(...steps)];
       this.width = Math.max(160, this.place.clientWidth);
       this.place.replaceChildren();
       this.svg = make(this.place, "svg", { viewBox: `0 0 ${this.width} ${BOX.height}`, "aria-hidden": "true" });
       const usable = (value) => value !== null && (!options.log || value > 0);
-      const line = options.smooth ? smoothed(values, options.smooth) : values;
+      const smooth = this.across ? 0 : options.smooth;
+      const line = smooth ? smoothed(values, smooth) : values;
       this.shown = steps.map((_, i) => i).filter((i) => steps[i] >= first && steps[i] <= last && usable(values[i]));
       this.drawn = true;
       if (!this.shown.length) {
@@ -136,8 +138,9 @@
       this.y = (value) => bottom - (scale(value) - low) / (high - low) * (bottom - BOX.top);
       this.step = (pixel) => first + (pixel - BOX.left) / (right - BOX.left) * (last - first);
       this.axes(low, high, first, last, right, bottom);
-      if (options.smooth) this.line(values, "raw faint", usable);
-      this.line(line, options.smooth ? "smooth" : "raw", usable);
+      if (this.across) this.spots(steps, values);
+      else if (smooth) this.line(values, "raw faint", usable);
+      if (!this.across) this.line(line, smooth ? "smooth" : "raw", usable);
       this.band = make(this.svg, "rect", { class: "zoom", y: BOX.top, height: bottom - BOX.top, width: 0 });
       this.cursor = make(this.svg, "g", { visibility: "hidden" });
       make(this.cursor, "line", { class: "cursor", y1: BOX.top, y2: bottom });
@@ -155,7 +158,7 @@
         make(this.svg, "line", { class: "grid", x1: BOX.left, x2: right, y1: y, y2: y });
         make(this.svg, "text", { class: "tick", x: BOX.left - 6, y: y + 4, "text-anchor": "end" }, text(options.log ? 10 ** tick : tick));
       }
-      const columns = ticks(first, last, 4).filter(Number.isInteger);
+      const columns = ticks(first, last, 4).filter((tick) => this.across || Number.isInteger(tick));
       for (const tick of columns.length ? columns : [first]) {
         make(this.svg, "text", { class: "tick", x: this.x(tick), y: bottom + 15, "text-anchor": "middle" }, text(tick));
       }
@@ -178,6 +181,14 @@
       }
     }
 
+    // Over another metric there is no left to right: a point each, darker with time.
+    spots(steps, values) {
+      this.shown.forEach((i, order) => {
+        const opacity = 0.15 + 0.75 * (order + 1) / this.shown.length;
+        make(this.svg, "circle", { class: "lone", r: 2.6, opacity, cx: this.x(steps[i]), cy: this.y(values[i]) });
+      });
+    }
+
     nearest(pixel) {
       if (!this.shown || !this.shown.length) return null;
       const step = this.step(pixel), { steps } = this.data;
@@ -194,7 +205,8 @@
       for (const side of ["x1", "x2"]) line.setAttribute(side, this.x(step));
       mark.setAttribute("cx", this.x(step));
       mark.setAttribute("cy", this.y(value));
-      this.readout.textContent = `step ${step}: ${text(value)}`;
+      const where = this.across ? `${this.across} ${text(step)}` : `step ${step}`;
+      this.readout.textContent = `${where}: ${text(value)}`;
     }
 
     shade(from, to) {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -20,6 +19,13 @@ from pipeline.report.lineage import HEIGHT, WIDTH, lay_out
 from pipeline.report.view import RunView, StageView
 
 HERE = Path(__file__).parent
+HEADLINES = (
+    *("accuracy", "length_floor", "objective/scores", "objective/kl", "ppo/response_length"),
+    *("perplexity", "initial_perplexity", "eval_loss", "train_loss", "eval_mean_token_accuracy"),
+    *("margin_mean", "rewards/accuracies", "rewards/margins", "loss"),
+)
+"Final metrics that stand in the table of stages, by weight."
+ASIDE = ("handover/", "num_", "grad_norm", "learning_rate", "tokens_")
 THROUGHPUT = ("tokens_per_second", "samples_per_second")
 REFRESH_SECONDS = 20
 
@@ -82,14 +88,11 @@ def throughput(stage: StageView) -> float | None:
     return None
 
 
-def headline(stage: StageView) -> list[tuple[str, Any]]:
+def headline(stage: StageView) -> list[tuple[str, float]]:
     """Return the three final metrics that say most about a stage."""
-    words = ("gold", "accuracy", "accuracies", "win", "perplexity", "score", "margin", "kl", "loss")
-    ranked = sorted(
-        stage.metrics.items(),
-        key=lambda item: (next((i for i, w in enumerate(words) if w in item[0].lower()), 99), item[0]),
-    )
-    return ranked[:3]
+    known = [name for name in HEADLINES if name in stage.metrics]
+    others = [name for name in stage.metrics if name not in HEADLINES and not name.startswith(ASIDE)]
+    return [(name, stage.metrics[name]) for name in [*known, *others][:3]]
 
 
 def _policy(style: str, script: str) -> str:

@@ -25,7 +25,9 @@ class MlflowTracker:
     def __init__(self, tracking: TrackingConfig, folder: Path) -> None:
         from mlflow.tracking import MlflowClient
 
-        self.client = MlflowClient(tracking_uri=tracking.mlflow or (folder / "mlflow").resolve().as_uri())
+        # MLflow 3 refuses plain folders; a database file needs no server.
+        local = f"sqlite:///{(folder / 'mlflow.db').resolve().as_posix()}"
+        self.client = MlflowClient(tracking_uri=tracking.mlflow or local)
         self.project = tracking.project
         self.run_id = ""
         self.known: dict[str, set[int]] = {}

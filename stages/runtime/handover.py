@@ -152,7 +152,7 @@ def prove_same_weights(model: PeftModel, parent: StoredAdapter, *, adapter: str)
         what = f"{len(different)} weights of adapter {adapter!r} are not those of {parent.name}"
         what += f", first {different[0]}"
         if not any(bool(value.any()) for key, value in held.items() if ".lora_B." in key):
-            what += ": lora_B is zero, so the parent's adapter was reset"
+            what += ": lora_B is zero, so it equals the base: the parent's adapter was reset"
     elif scales := {scale for scale in _scales(model, adapter) if not math.isclose(scale, parent.scale)}:
         what = f"adapter {adapter!r} is scaled by {scales.pop():g}, its parent by {parent.scale:g}"
     if what:

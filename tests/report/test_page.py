@@ -202,7 +202,7 @@ def test_a_browser_draws_every_visible_curve_without_a_complaint(tmp_path, width
     main = sum(
         1 for found in charts_of(hostile_run().stages).values() for chart in found if not chart.secondary
     )
-    assert done.stdout.count('class="raw"') >= main
+    assert done.stdout.count('<div class="plot"><svg') >= main
 
 
 def test_thinning_keeps_ends_and_every_extreme():
@@ -223,6 +223,17 @@ def test_a_short_curve_is_kept_whole_and_a_gap_stays_a_gap():
     series = Series([1, 2, 3], [1.0, math.nan, 3.0], [0.0] * 3)
 
     assert thin(series, MAX_POINTS) == ([1, 2, 3], [1.0, None, 3.0])
+
+
+def test_scores_are_also_drawn_over_kl_joined_by_their_steps():
+    kl = Series([1, 2, 3], [0.1, 0.4, 0.9], [0.0] * 3)
+    scores = Series([1, 3, 4], [1.0, 2.0, 3.0], [0.0] * 3)
+    both = stage("ppo", "ppo", {}, {"objective/kl": kl, "objective/scores": scores})
+
+    first = charts_of([both])["ppo"][0]
+
+    # Only steps 1 and 3 have both numbers.
+    assert first.points == {"steps": [0.1, 0.9], "values": [1.0, 2.0], "across": ["objective/kl"]}
 
 
 def test_curves_about_the_machine_stand_behind_a_fold():

@@ -1,0 +1,216 @@
+"""What every model said to the same prompts, and how likely the model and the reference found it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipeline.contract import Checkpoint, StageContext
+from pipeline.errors import DataError, Interrupted
+from stages.data import Demonstration, PromptRow, read_demonstrations, read_prompts
+from stages.evaluate import EvaluateConfig
+from stages.evaluation.contestants import (
+    BASE,
+    FEWSHOT,
+    Contestant,
+    Panel,
+    Reader,
+    check_reference,
+    contestants,
+    open_full_model,
+    open_panel,
+)
+from stages.runtime.chat import ChatText, Prompt
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What all models are asked."""
+
+    rows: list[PromptRow]
+    prompts: list[list[int]]
+    "Token ids of each prompt, in the order of the rows."
+    shots: list[Demonstration] = field(default_factory=list)
+    held_out: list[Demonstration] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The responses of one model: samples of a prompt stand together, prompts in order."""
+
+    name: str
+    responses: list[list[int]]
+    texts: list[str]
+    finished: list[bool]
+    logps: list[float]
+    "Log-probability of each response under the model itself, at the sampling temperature."
+    loss: float | None = None
+    "Nats a token on held-out demonstrations."
+    ref_logps: list[float] | None = None
+    proxy: list[float] | None = None
+
+
+def collect(ctx: StageContext) -> tuple[Task, list[Answers]]:
+    """Let every model answer, then read all answers with the reward model and the reference.
+
+    Raises:
+        DataError: prompts or demonstrations cannot be used.
+        ModelError: the reference is not among the models, or a model cannot be opened.
+        Interrupted: the stage was asked to stop.
+    """
+    config: EvaluateConfig = ctx.config
+    found = contestants(ctx.inputs)
+    check_reference(found, config.reference)
+    panel = open_panel(ctx.inputs, config)
+    task = read_task(ctx.inputs, config, panel.chat)
+    given = []
+    for number, contestant in enumerate(found):
+        _stop_if_asked(ctx)
+        ctx.logger.progress(number, len(found) + 1, contestant.name)
+        reader = _reader(contestant, panel, config)
+        given.append(_answers(reader, contestant.name, task, config))
+        if contestant.name == BASE and task.shots:
+            given.append(_answers(reader, FEWSHOT, task, config, shots=task.shots))
+        del reader
+    _stop_if_asked(ctx)
+    ctx.logger.progress(len(found), len(found) + 1, "scores")
+    reference = next(contestant for contestant in found if contestant.name == config.reference)
+    return task, _read_again(given, task, panel, reference, config)
+
+
+def read_task(inputs: Mapping[str, Checkpoint], config: EvaluateConfig, chat: ChatText) -> Task:
+    """Read prompts, examples and held-out demonstrations, and encode the prompts.
+
+    Raises:
+        DataError: a file cannot be used, or no prompt is short enough.
+    """
+    rows = read_prompts(inputs["prompts"].path)[: config.max_prompts]
+    encoded = [chat.prompt_ids(row.prompt) for row in rows]
+    fits = [len(ids) + config.max_new_tokens <= config.max_length for ids in encoded]
+    kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
+    if not kept:
+        raise DataError(
+            f"no prompt leaves room for max_new_tokens {config.max_new_tokens} in max_length "
+            f"{config.max_length}",
+            where=str(inputs["prompts"].path),
+            hint="raise max_length",
+            code="too-long",
+        )
+    notes = [f"{len(rows) - len(kept)} prompts were too long and set aside."] if len(kept) < len(rows) else []
+    return Task(
+        kept,
+        [ids for ids, fit in zip(encoded, fits, strict=True) if fit],
+        _demonstrations(inputs, "fewshot", notes),
+        _demonstrations(inputs, "demonstrations", notes),
+        tuple(notes),
+    )
+
+
+def with_examples(prompt: Prompt, shots: Sequence[Demonstration], *, has_template: bool) -> Prompt:
+    """Put worked examples before a prompt: as earlier turns, or as plain text without a chat template."""
+    if not has_template:
+        said = [f"{_plain(shot.prompt)}{shot.response}" for shot in shots]
+        return "\n\n".join([*said, _plain(prompt)])
+    turns: list[Mapping[str, Any]] = []
+    for shot in shots:
+        turns += [*_turns(shot.prompt), {"role": "assistant", "content": shot.response}]
+    own = _turns(prompt)
+    system = [turn for turn in own[:1] if turn["role"] == "system"]
+    return [*system, *turns, *own[len(system) :]]
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """Return a prompt as text for people."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+
+
+def _answers(
+    reader: Reader, name: str, task: Task, config: EvaluateConfig, *, shots: Sequence[Demonstration] = ()
+) -> Answers:
+    prompts = task.prompts
+    if shots:
+        template = reader.chat.has_template
+        prompts = [
+            reader.chat.prompt_ids(with_examples(row.prompt, shots, has_template=template))
+            for row in task.rows
+        ]
+    rollout = reader.sample(_repeated(prompts, config.samples_per_prompt), seed=config.seed)
+    return Answers(
+        name,
+        rollout.responses,
+        [reader.chat.decode(response) for response in rollout.responses],
+        rollout.finished,
+        [sum(logprobs) for logprobs in rollout.logprobs],
+        _loss(reader, task.held_out) if not shots else None,
+    )
+
+
+def _read_again(
+    given: Sequence[Answers], task: Task, panel: Panel, reference: Contestant, config: EvaluateConfig
+) -> list[Answers]:
+    """Add the reward model's scores and the reference's log-probabilities to every answer."""
+    prompts = _repeated(task.prompts, config.samples_per_prompt)
+    scored = [replace(answers, proxy=panel.proxy(prompts, answers.responses)) for answers in given]
+    if config.temperature == 0:
+        return scored
+    reader = _reader(reference, panel, config)
+    return [
+        replace(
+            answers,
+            ref_logps=answers.logps
+            if answers.name == reference.name
+            else reader.logps(prompts, answers.responses, temperature=config.temperature),
+        )
+        for answers in scored
+    ]
+
+
+def _reader(contestant: Contestant, panel: Panel, config: EvaluateConfig) -> Reader:
+    """Return the panel with the contestant's adapter in effect, or its own model opened now."""
+    if contestant.is_full_model:
+        return open_full_model(contestant, config, like=panel)
+    panel.use(contestant.name if contestant.is_adapter else None)
+    return panel
+
+
+def _loss(reader: Reader, held_out: Sequence[Demonstration]) -> float | None:
+    """Return the mean loss of the answers' tokens, stop token included; None without demonstrations."""
+    if not held_out:
+        return None
+    prompts = [reader.chat.prompt_ids(row.prompt) for row in held_out]
+    responses = [reader.chat.response_ids(row.prompt, row.response) for row in held_out]
+    total = sum(reader.logps(prompts, responses, temperature=1.0))
+    return -total / sum(map(len, responses))
+
+
+def _demonstrations(inputs: Mapping[str, Checkpoint], role: str, notes: list[str]) -> list[Demonstration]:
+    if role not in inputs:
+        return []
+    rows, rejects = read_demonstrations(inputs[role].path)
+    if rejects:
+        notes.append(f"{len(rejects)} rows of {role} cannot be used, first line {rejects[0].line}.")
+    return rows
+
+
+def _stop_if_asked(ctx: StageContext) -> None:
+    if ctx.stop.requested:
+        raise Interrupted("stopped before the evaluation was finished", hint="run the same command again")
+
+
+def _repeated(prompts: Sequence[list[int]], times: int) -> list[list[int]]:
+    return [prompt for prompt in prompts for _ in range(times)]
+
+
+def _turns(prompt: Prompt) -> list[Mapping[str, Any]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def _plain(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])

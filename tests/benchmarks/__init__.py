@@ -1,0 +1,1 @@
+"""Measured claims: programs to run by hand, never collected as tests."""
