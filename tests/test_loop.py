@@ -73,6 +73,21 @@ def test_two_steps_a_stop_and_two_more_equal_four_steps_bit_for_bit(tmp_path: Pa
         assert again.series(name) == lines.series(name)
 
 
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "random.safetensors", "state.json"])
+def test_after_a_damage_the_checkpoint_before_gives_the_same_bits(tmp_path: Path, name: str) -> None:
+    often = CONFIG.model_copy(update={"save_steps": 1})
+    straight, _, _ = _train(tmp_path / "straight", 5, config=often)
+    with pytest.raises(Interrupted):
+        _train(tmp_path / "broken", 5, config=often, stop=ManualStop(after=2))
+    (tmp_path / "broken" / "scratch" / "checkpoints" / "step-000000003" / name).unlink()
+
+    resumed, _, summary = _train(tmp_path / "broken", 5, config=often, seed=99)
+
+    assert summary.resumed_from == 2
+    assert name in summary.notes[0]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(straight, resumed, strict=True))
+
+
 def test_a_changed_setting_starts_from_the_beginning(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         _train(tmp_path, 4, stop=ManualStop(after=1))

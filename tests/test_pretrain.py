@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.config.run import ModelConfig
 from pipeline.contract import ArtifactKind, Checkpoint, StageCheck
 from pipeline.errors import DataError, Interrupted, ModelError
 from stages.pretrain import SPEC, PretrainConfig
@@ -164,6 +165,18 @@ def test_a_base_is_adapted_and_its_tokenizer_is_kept(trained, tmp_path: Path) ->
     assert TextContract.read(folder).differences(TextContract.read(base.path)) == []
     before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (base.path, folder))
     assert not any(torch.equal(before[name], after[name]) for name in before if "weight" in name)
+
+
+def test_a_template_of_the_run_file_goes_into_the_model_from_scratch(tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text(
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<|end|>{% endfor %}[assistant]"
+    )
+    config = _config(max_steps=1, model=ModelConfig(chat_template=str(file)))
+
+    result, _ = _run(tmp_path / "run", config, {"text": _text(tmp_path)})
+
+    assert AutoTokenizer.from_pretrained(result.outputs["model"]).chat_template == file.read_text()
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "gpt2", "mistral"])

@@ -23,6 +23,7 @@ from stages.runtime.documents import Document, read_documents, split
 from stages.runtime.encoding import TextEncoder
 from stages.runtime.handover import prove_trainable
 from stages.runtime.loading import device, load_base, load_tokenizer, vocabulary_findings
+from stages.runtime.templates import resolve_template
 from stages.trainers.loop import LossOutput, train
 from stages.trainers.order import order, row_batches, seed_of, total_steps
 
@@ -160,6 +161,8 @@ def _start(ctx: StageContext, texts: Sequence[str]) -> tuple[PreTrainedModel, Pr
         family = {key: value for key, value in config.architecture.items() if key != "model_type"}
         probe = model_config(str(config.architecture.get("model_type")), family, max_length=config.max_length)
         tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size, model_config=probe.to_dict())
+        if config.model.chat_template is not None:
+            tokenizer.chat_template = resolve_template(config.model.chat_template)
         family |= {
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
