@@ -108,7 +108,7 @@ class Engine:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `triptych run` on the store and do not wait for it."""
-        tally = [f"{name}.tally={self.folder / 'tally.txt'}" for name in ("first", "second", "third")]
+        tally = [f"{name}.tally={self.folder / 'tally.txt'}" for name in load_run(self.file).config.stages]
         command = [sys.executable, "-m", "pipeline.cli.main", "run", self.file.name, "--store", "store"]
         return subprocess.Popen(
             [*command, *tally, *arguments],

@@ -1,0 +1,1 @@
+"""Programs that stop, starve or corrupt a run on purpose, and look at what is left."""
