@@ -218,12 +218,14 @@ def test_the_active_adapter_of_a_peft_model_is_the_one_that_speaks(llama):
     assert worst_difference(llama, PROMPTS, rollout) > 0.1
 
 
-def test_sampling_leaves_the_training_mode_as_it_was(llama):
-    llama.train()
+def test_sampling_leaves_the_mode_of_every_module_as_it_was(llama):
+    layers = list(llama.model.layers)
+    for layer in layers:
+        layer.training = True
 
     draw(llama, max_new_tokens=2)
 
-    assert llama.training
+    assert [part for part in llama.modules() if part.training] == layers
     llama.eval()
 
 

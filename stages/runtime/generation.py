@@ -8,13 +8,14 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+
+from stages.runtime.modes import evaluating
 
 LOGGER = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def sample(
     logprobs: list[list[float]] = [[] for _ in range(rows)]
     stops = frozenset(stop_token_ids)
     traits = _Traits.of(model)
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         for batch in _batches(prompt_ids, batch_size, padded=traits.pads):
             decoder = traits.decoder(model, [list(prompt_ids[row]) for row in batch], pad_token_id)
             _decode(
@@ -309,17 +310,6 @@ def _batches(prompts: Sequence[Sequence[int]], batch_size: int, *, padded: bool)
 def _plain(model: nn.Module) -> nn.Module:
     """Return the transformers model inside a peft wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode for the block: a cache and activation checkpointing exclude each other."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _check(

@@ -22,6 +22,7 @@ from pipeline.errors import HandOverError
 from stages.runtime.adapter_folder import HEAD_KEY, StoredAdapter, open_adapter, read_tensors
 from stages.runtime.adapters import named_adapter_parameters, stored_key
 from stages.runtime.loading import base_of, causal_lm_of
+from stages.runtime.modes import evaluating
 from stages.runtime.switch import AdapterSwitch
 
 LOGGER = logging.getLogger(__name__)
@@ -239,13 +240,8 @@ def probe_ids(model: nn.Module, *, rows: int = 2, tokens: int = 12) -> Tensor:
 
 def probe_logits(model: nn.Module, ids: Tensor) -> Tensor:
     """Return the logits (rows, tokens, vocabulary) of a model in eval() under the adapter in effect now."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), evaluating(model):
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
 
 
 def _parent_logits(model: PeftModel, parent: StoredAdapter, ids: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 from stages.ops.logprobs import linear_logprobs
+from stages.runtime.modes import evaluating
 
 FLOAT32_TOLERANCE = 1e-4
 "Largest difference from the model's own logits, relative to the largest of them."
@@ -66,14 +67,11 @@ class OutputHead:
     def _prove(self, causal_lm: nn.Module, backbone: nn.Module) -> None:
         rows = min(self.weight.shape[0], 500)
         ids = torch.arange(12, device=self.weight.device)[None] * 37 % rows
-        training = causal_lm.training
-        causal_lm.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(causal_lm):
             logits = causal_lm(input_ids=ids, use_cache=False).logits[0].float()
             hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
             targets = logits.argmax(-1)
             mine, _ = self.logprobs(hidden, targets, temperature=1.0)
-        causal_lm.train(training)
         expected = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
         apart = float((mine - expected).abs().max())
         limit = FLOAT32_TOLERANCE if hidden.dtype == torch.float32 else HALF_TOLERANCE
