@@ -6,8 +6,10 @@ standard output. When its input ends it finishes what it has: training never wai
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import queue
 import sys
 import threading
@@ -22,6 +24,8 @@ from pipeline.tracking.lines import MetricsTail, without_repeats
 from pipeline.tracking.stage import Status, TrackedStage, Tracker, make
 
 POLL_SECONDS = 0.5
+LAST_SECONDS = 120.0
+"How long trackers may go on sending after the run has ended."
 END: dict[str, Any] = {"do": "close"}
 
 
@@ -96,11 +100,24 @@ class Follower:
             tracker.call(method, *arguments)
 
 
-def follow(messages: TextIO, say: Callable[[str], None], *, poll_seconds: float = POLL_SECONDS) -> None:
-    """Follow until the messages end; the first one names the trackers and the run's folder."""
+def follow(
+    messages: TextIO,
+    say: Callable[[str], None],
+    *,
+    poll_seconds: float = POLL_SECONDS,
+    at_end: Callable[[], None] = lambda: None,
+) -> None:
+    """Follow until the messages end; the first one names the trackers and the run's folder.
+
+    Args:
+        messages: JSON lines.
+        say: told what a person must know.
+        poll_seconds: time between two looks at the metrics file.
+        at_end: called by another thread when the messages end.
+    """
     inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     opening = json.loads(messages.readline())
-    threading.Thread(target=_read, args=(messages, inbox), daemon=True).start()
+    threading.Thread(target=_read, args=(messages, inbox, at_end), daemon=True).start()
     tracking = TrackingConfig.model_validate(opening["tracking"])
     folder = Path(opening["folder"])
     store = Store(folder.parent.parent)
@@ -124,12 +141,20 @@ def _guarded(name: str, tracking: TrackingConfig, folder: Path, say: Callable[[s
     return Guarded(name, lambda: make(name, tracking=tracking, folder=folder), say)
 
 
-def _read(messages: TextIO, inbox: queue.SimpleQueue[dict[str, Any]]) -> None:
+def _read(messages: TextIO, inbox: queue.SimpleQueue[dict[str, Any]], at_end: Callable[[], None]) -> None:
     try:
         for text in messages:
             inbox.put(json.loads(text))
     finally:
         inbox.put(END)
+        at_end()
+
+
+def _give_up_later(seconds: float) -> None:
+    """End this process after a while, whatever a tracker waits for."""
+    timer = threading.Timer(seconds, os._exit, args=(1,))
+    timer.daemon = True
+    timer.start()
 
 
 def main() -> None:
@@ -138,11 +163,13 @@ def main() -> None:
     sys.stdout = sys.stderr
 
     def say(text: str) -> None:
-        spoken.write(text + "\n")
-        spoken.flush()
+        # The run may have ended before a tracker gave up.
+        with contextlib.suppress(BrokenPipeError):
+            spoken.write(text + "\n")
+            spoken.flush()
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    follow(sys.stdin, say)
+    follow(sys.stdin, say, at_end=lambda: _give_up_later(LAST_SECONDS))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pipeline.tracking.stage import Status, TrackedStage, enabled
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 20.0
+CLOSE_SECONDS = 5.0
 
 
 class Finished(Protocol):
@@ -75,7 +75,7 @@ class Trackers:
         self._tell({"do": "stage_ended", "status": ended, "record": {"metrics": metrics}})
 
     def close(self, *, wait_seconds: float = CLOSE_SECONDS) -> None:
-        """Let the trackers finish, for a while; what they have not sent then stays in metrics.jsonl."""
+        """Let the trackers finish, for a while; then they go on alone, and end by themselves."""
         if self.child is None:
             return
         try:
@@ -86,11 +86,10 @@ class Trackers:
         try:
             self.child.wait(wait_seconds)
         except subprocess.TimeoutExpired:
-            self.child.kill()
-            self.child.wait()
-            self._lose(f"they did not finish within {wait_seconds:g} s")
-        if self.listener is not None:
-            self.listener.join(1.0)
+            self._lose(f"they are still busy after {wait_seconds:g} s and go on alone")
+        else:
+            if self.listener is not None:
+                self.listener.join(1.0)
         self.child = None
 
     def _tell(self, message: dict[str, Any]) -> None:
@@ -134,7 +133,10 @@ class Trackers:
     def _lose(self, reason: str) -> None:
         if not self.lost:
             logger.warning(
-                "trackers are left out (%s); upload later with: triptych track %s", reason, self.run
+                "trackers may miss points (%s); to send all: triptych track %s --to %s",
+                reason,
+                self.run,
+                self.names[0],
             )
         self.lost = True
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -155,20 +156,47 @@ def test_the_end_of_a_killed_child_is_said_once_and_disturbs_nothing(tmp_path, c
         trackers.close()
 
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "triptych track demo" in message
+    assert "triptych track demo --to wandb" in message
 
 
 def test_a_child_that_hangs_makes_nobody_wait(tmp_path, caplog):
     trackers = Trackers(run="demo", tracking=TrackingConfig(), folder=tmp_path)
-    trackers.command = (sys.executable, "-c", "import time; time.sleep(600)")
+    trackers.command = (sys.executable, "-c", "import time; time.sleep(900)")
     large = {"text": "x" * 100_000}  # more than a pipe holds
 
     trackers.stage_started("sft", kind="sft", key=KEY, config=large, parents={})
     trackers.stage_started("sft", kind="sft", key=KEY, config=large, parents={})
+    child = trackers.child
+    assert child is not None
+    began = time.monotonic()
     trackers.close(wait_seconds=0.2)
+    child.kill()
+    child.wait()
 
     assert trackers.lost
     assert len(caplog.records) == 1
+    assert time.monotonic() - began < 300
+
+
+def test_a_follower_that_waits_for_a_dead_address_ends_by_itself(tmp_path):
+    # The follower is told that its run ended, while a tracker hangs.
+    code = (
+        "import sys, time, threading; import pipeline.tracking.follower as f; "
+        "f.LAST_SECONDS = 0.2; f.make = lambda *a, **k: time.sleep(900); f.main()"
+    )
+    opening = {"tracking": {}, "folder": str(tmp_path / "runs" / "demo"), "trackers": ["wandb"]}
+    stage = TrackedStage("demo", "sft", "sft", KEY, {}).to_json()
+    lines = [opening, message("stage_started", stage=stage)]
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="".join(json.dumps(line) + "\n" for line in lines),
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 1
 
 
 class Recording:
