@@ -216,11 +216,10 @@ class DigestCache:
         return value
 
     def save(self) -> None:
-        """Write the cache beside the store; on a read-only store nothing is kept."""
+        """Write the cache; where its folder is missing or read-only nothing is kept."""
         if self._path is None or not self._changed:
             return
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
             draft.write_text(json.dumps(self._known))
             draft.replace(self._path)

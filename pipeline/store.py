@@ -59,7 +59,7 @@ class Store:
                 hint="name an empty or a new folder as store",
                 code="not-a-store",
             )
-        for name in (".", "locks", "stages", "work", "tmp", "runs"):
+        for name in (".", "locks", "stages", "work", "tmp", "runs", "cache"):
             self.disk.make_folder(self.root / name)
         holder = Holder(os.getpid(), "making the store", timestamp())
         with held(self.lock_path("store"), holder, waiting=lambda _: None):
