@@ -10,6 +10,7 @@ from pipeline.contract import StageSpec
 from pipeline.errors import ConfigError
 
 BUILT_IN = {
+    "prepare": "stages.prepare",
     "pretrain": "stages.pretrain",
     "sft": "stages.sft",
     "reward": "stages.reward",

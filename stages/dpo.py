@@ -40,6 +40,9 @@ SPEC = StageSpec(
         "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base"),
         "policy": InputSlot((ArtifactKind.ADAPTER,), help="the SFT adapter: start and reference"),
         "preferences": InputSlot((ArtifactKind.PREFERENCES,), help="pairs that people judged"),
+        "held_out": InputSlot(
+            (ArtifactKind.PREFERENCES,), required=False, help="pairs to measure on, in place of eval_share"
+        ),
         "mapping": InputSlot((ArtifactKind.TEXT,), required=False, help="YAML that says how to read them"),
     },
     outputs={"adapter": ArtifactKind.ADAPTER},

@@ -38,6 +38,9 @@ SPEC = StageSpec(
             (ArtifactKind.ADAPTER,), help="the SFT adapter that the reward model starts from"
         ),
         "preferences": InputSlot((ArtifactKind.PREFERENCES,), help="pairs that people judged"),
+        "held_out": InputSlot(
+            (ArtifactKind.PREFERENCES,), required=False, help="pairs to measure on, in place of eval_share"
+        ),
         "mapping": InputSlot((ArtifactKind.TEXT,), required=False, help="YAML that says how to read them"),
     },
     outputs={"reward_model": ArtifactKind.REWARD_MODEL},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -314,3 +315,18 @@ def test_the_dpo_start_is_ln_2_under_the_own_log_probabilities(model):
         assert float(started.loss(batch).loss) == pytest.approx(
             -functional.logsigmoid(torch.zeros(())).item(), abs=1e-7
         )
+
+
+def test_a_held_out_file_is_measured_on_and_everything_else_trained_on(tmp_path):
+    rows = [{"prompt": f"ask {word}", "chosen": "yes", "rejected": "no"} for word in ("one", "two", "six")]
+    trained, measured = tmp_path / "train.jsonl", tmp_path / "held_out.jsonl"
+    trained.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    measured.write_text(json.dumps(rows[2]) + "\n")
+    chat = ChatText(tiny_tokenizer())
+
+    data = load_pair_data(trained, RewardConfig(), chat, held_out=measured)
+
+    assert (len(data.train), len(data.held_out)) == (2, 1)
+    measured.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    with pytest.raises(DataError, match="1 held-out pairs have a prompt that is trained on, lines 1"):
+        load_pair_data(trained, RewardConfig(), chat, held_out=measured)

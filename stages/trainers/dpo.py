@@ -21,7 +21,7 @@ from stages.runtime.adapters import named_adapter_parameters, save_adapter
 from stages.runtime.loading import backbone, causal_lm_of
 from stages.runtime.output_head import OutputHead
 from stages.trainers.loop import LossOutput, train
-from stages.trainers.pair_data import PairData, TokenPair, load_pair_data
+from stages.trainers.pair_data import PairData, TokenPair, open_pair_data
 from stages.trainers.pair_model import POLICY, REFERENCE, PairModel, open_pair_model
 from stages.trainers.pairs import PairBatch, PairSchedule, make_batches
 from stages.trainers.reference import Logps, cached_logps, reference_key
@@ -109,8 +109,7 @@ def train_dpo(ctx: StageContext) -> StageResult:
     config: DPOConfig = ctx.config
     needs_reference = config.loss_type not in REFERENCE_FREE
     parts = open_pair_model(ctx, name=POLICY, with_reference=needs_reference)
-    mapping = ctx.inputs["mapping"].path if "mapping" in ctx.inputs else None
-    data = load_pair_data(ctx.inputs["preferences"].path, config, parts.chat, mapping=mapping)
+    data = open_pair_data(ctx.inputs, config, parts.chat)
     pairs = [*data.train, *data.held_out]
     output_head = OutputHead.of(parts.model, backbone=backbone(parts.model))
     schedule = PairSchedule(data.train, config, packed=parts.packed)

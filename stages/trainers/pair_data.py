@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.contract import Checkpoint
 from pipeline.errors import DataError
 from reward.preferences.pairs import Pair, PairSet, load_pairs
 from reward.preferences.split import split_groups
@@ -48,25 +49,42 @@ class PairData:
     notes: tuple[str, ...] = ()
 
 
+def open_pair_data(inputs: Mapping[str, Checkpoint], config: PairTrainingConfig, chat: ChatText) -> PairData:
+    """Load the preference files of a stage; see load_pair_data."""
+    optional = {role: inputs[role].path for role in ("mapping", "held_out") if role in inputs}
+    return load_pair_data(inputs["preferences"].path, config, chat, **optional)
+
+
 def load_pair_data(
-    path: Path, config: PairTrainingConfig, chat: ChatText, *, mapping: Path | None = None
+    path: Path,
+    config: PairTrainingConfig,
+    chat: ChatText,
+    *,
+    mapping: Path | None = None,
+    held_out: Path | None = None,
 ) -> PairData:
-    """Read, tokenise and split a preference file.
+    """Read, tokenise and split a preference file; with a held-out file, that one is measured on.
 
     Pairs longer than max_length on either side are dropped, never cut: a cut response is not
     what a person judged. Pairs with equal token ids are set aside.
 
     Raises:
-        DataError: the file cannot be read, or no pair is left to train on.
+        DataError: a file cannot be read, no pair is left to train on, or a prompt stands in both files.
     """
     found = load_pairs(path, mapping=mapping)
-    pairs = [*found.pairs, *(found.ties if config.include_ties and config.soft_labels else [])]
-    train, held_out = split_groups(pairs, config.eval_share, config.seed)
+    pairs = _labelled(found, config)
+    if held_out is None:
+        train, measured = split_groups(pairs, config.eval_share, config.seed)
+    else:
+        others = _labelled(load_pairs(held_out, mapping=mapping), config)
+        _refuse_leaks(pairs, others, where=held_out)
+        train, measured = list(range(len(pairs))), list(range(len(pairs), len(pairs) + len(others)))
+        pairs = [*pairs, *others]
     tokenised, dropped = _tokenise(pairs, config, chat)
     kept = {number: pair for number, pair in enumerate(tokenised) if pair is not None}
     data = PairData(
         train=[kept[number] for number in train if number in kept],
-        held_out=[kept[number] for number in held_out if number in kept],
+        held_out=[kept[number] for number in measured if number in kept],
         counts=_counts(found, dropped),
         notes=_notes(found, dropped, config),
     )
@@ -76,6 +94,23 @@ def load_pair_data(
             f"no pair of {path.name} can be trained on: {reasons}", where=str(path), code="no-pairs"
         )
     return data
+
+
+def _labelled(found: PairSet, config: PairTrainingConfig) -> list[Pair]:
+    return [*found.pairs, *(found.ties if config.include_ties and config.soft_labels else [])]
+
+
+def _refuse_leaks(pairs: Sequence[Pair], held_out: Sequence[Pair], *, where: Path) -> None:
+    """Refuse held-out pairs whose prompt is trained on."""
+    trained = {pair.group for pair in pairs}
+    lines = [str(pair.line) for pair in held_out if pair.group in trained]
+    if lines:
+        raise DataError(
+            f"{len(lines)} held-out pairs have a prompt that is trained on, lines {', '.join(lines[:10])}",
+            where=str(where),
+            hint="take these prompts out of one of the files",
+            code="leak",
+        )
 
 
 def _tokenise(

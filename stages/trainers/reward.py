@@ -20,7 +20,7 @@ from reward.model import ScoreHead
 from stages.reward import RewardConfig
 from stages.runtime.adapters import named_adapter_parameters, save_adapter
 from stages.trainers.loop import LossOutput, train
-from stages.trainers.pair_data import PairData, TokenPair, load_pair_data
+from stages.trainers.pair_data import PairData, TokenPair, open_pair_data
 from stages.trainers.pair_model import REWARD, PairModel, open_pair_model
 from stages.trainers.pairs import PairBatch, PairSchedule, make_batches
 
@@ -73,8 +73,7 @@ def train_reward(ctx: StageContext) -> StageResult:
     """Run the reward stage: read, prove, train, measure, write."""
     config: RewardConfig = ctx.config
     parts = open_pair_model(ctx, name=REWARD, with_reference=False)
-    mapping = ctx.inputs["mapping"].path if "mapping" in ctx.inputs else None
-    data = load_pair_data(ctx.inputs["preferences"].path, config, parts.chat, mapping=mapping)
+    data = open_pair_data(ctx.inputs, config, parts.chat)
     hidden_size = parts.model.get_input_embeddings().embedding_dim
     head = ScoreHead.seeded(hidden_size, seed=config.seed).to(parts.device)
     trainer = RewardTrainer(parts, head, config)
