@@ -127,6 +127,17 @@ def test_the_config_holds_sorted_lists_and_no_path(tiny_base: Checkpoint, sft: C
     assert str(tiny_base.path) not in text
 
 
+def test_a_base_from_the_hub_is_named_by_its_id_and_commit(tiny_base: Checkpoint, tmp_path: Path) -> None:
+    source = f"owner/model@{'a' * 40}"
+    base = Checkpoint(ArtifactKind.FULL_MODEL, tiny_base.path, "b" * 64, None, source)
+
+    saved = _save(_trained(base), base, tmp_path / "adapter")
+
+    config = json.loads((saved.path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/model", "a" * 40)
+    assert load_adapter(load_base(base, MODEL), saved, name="policy", trainable=True)
+
+
 def test_only_the_named_adapter_is_written(tiny_base: Checkpoint, sft: Checkpoint, tmp_path: Path) -> None:
     model = load_adapter(load_base(tiny_base, MODEL), sft, name="ref", trainable=False)
     model = load_adapter(model, sft, name="policy", trainable=True)
@@ -293,7 +304,8 @@ def test_an_adapter_from_elsewhere_loads_when_it_names_the_base(
         _config(base_model_name_or_path="somebody/model")(folder)
 
     source = _changed(sft, tmp_path / "foreign", foreign)
-    named = Checkpoint(ArtifactKind.FULL_MODEL, tiny_base.path, tiny_base.fingerprint, None, "somebody/model")
+    pinned = f"somebody/model@{'0' * 40}"
+    named = Checkpoint(ArtifactKind.FULL_MODEL, tiny_base.path, tiny_base.fingerprint, None, pinned)
 
     model = load_adapter(load_base(named, MODEL), source, name="policy", trainable=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ HEAD_KEY = "base_model.model.score."
 "Where a score head stands in adapter_model.safetensors, as peft itself stores it."
 _READABLE = 0o644
 _SHORT = 16
+_ON_HUB = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)@(?P<commit>[0-9a-f]{40})")
+"How a run names a Hub model once its revision is pinned to a commit."
 _HEAD_MODULES = ["classifier", "score"]
 _PLAIN_LORA = {
     "use_dora": "DoRA",
@@ -126,8 +129,7 @@ def write_config(folder: Path, config: Any, *, base: Checkpoint, with_head: bool
     content = {
         key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
     }
-    content["base_model_name_or_path"] = base_name(base)
-    content["revision"] = None
+    content["base_model_name_or_path"], content["revision"] = base_name(base)
     content["inference_mode"] = True
     content["task_type"] = "SEQ_CLS" if with_head else "CAUSAL_LM"
     content["modules_to_save"] = _HEAD_MODULES if with_head else None
@@ -139,10 +141,12 @@ def write_config(folder: Path, config: Any, *, base: Checkpoint, with_head: bool
     return file
 
 
-def base_name(base: Checkpoint) -> str:
-    """Return how an adapter names its base: a Hub id, or `base:` and the start of its fingerprint."""
-    on_hub = base.producer is None and base.source and not base.path.is_dir()
-    return base.source if on_hub else f"base:{base.fingerprint[:_SHORT]}"
+def base_name(base: Checkpoint) -> tuple[str, str | None]:
+    """Return how an adapter names its base: a Hub id and its commit, or `base:` and its fingerprint's start."""
+    match = _ON_HUB.fullmatch(base.source) if base.producer is None else None
+    if match is None:
+        return f"base:{base.fingerprint[:_SHORT]}", None
+    return match["id"], match["commit"]
 
 
 def _refuse_other_forms(config: Mapping[str, Any], name: str) -> None:
@@ -179,7 +183,7 @@ def _refuse_other_base(config: Mapping[str, Any], source: Checkpoint, base: Chec
         )
     else:
         recorded = str(config.get("base_model_name_or_path"))
-        same = recorded in (f"base:{base.fingerprint[:_SHORT]}", base.source)
+        same = recorded in (f"base:{base.fingerprint[:_SHORT]}", base.source, base_name(base)[0])
     if same:
         return
     raise HandOverError(
