@@ -142,7 +142,7 @@ def write_config(folder: Path, config: Any, *, base: Checkpoint, with_head: bool
 
 
 def base_name(base: Checkpoint) -> tuple[str, str | None]:
-    """Return how an adapter names its base: a Hub id and its commit, or `base:` and its fingerprint's start."""
+    """Return how an adapter names its base: a Hub id and commit, or `base:` and part of its fingerprint."""
     match = _ON_HUB.fullmatch(base.source) if base.producer is None else None
     if match is None:
         return f"base:{base.fingerprint[:_SHORT]}", None
