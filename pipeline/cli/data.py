@@ -12,6 +12,13 @@ ACTIONS = {
     ),
     "pairs": ("pipeline.cli.data_pairs", "write the pairs that training would see"),
     "split": ("pipeline.cli.data_split", "split by prompt into training and held-out files"),
+    "prepare": ("pipeline.cli.data_prepare", "clean, deduplicate, cut, mask, mix: recorded steps"),
+    "export": (
+        "pipeline.cli.data_export",
+        "write comparisons to be judged: Label Studio, Argilla, CSV, XLSX",
+    ),
+    "import": ("pipeline.cli.data_import", "read judgements back into comparison records"),
+    "select": ("pipeline.cli.data_select", "choose what to have judged next"),
     "formats": ("pipeline.cli.data_formats", "list the formats that can be read"),
 }
 "Action -> module and one line of help. A module has add_arguments(parser) and main(args) -> int."

@@ -204,7 +204,7 @@ def merge_votes(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
         named = bool(record.votes) and all(vote.annotator is not None for vote in record.votes)
         key = comparison_key(record) if named else number
         earlier = merged.get(key)
-        merged[key] = record if earlier is None else _with_votes_of(earlier, record)
+        merged[key] = record if earlier is None else with_votes_of(earlier, record)
     return list(merged.values())
 
 
@@ -214,7 +214,8 @@ def comparison_key(record: PreferenceRecord) -> str:
     return digest(prompt_text(record.prompt), *texts)
 
 
-def _with_votes_of(first: PreferenceRecord, second: PreferenceRecord) -> PreferenceRecord:
+def with_votes_of(first: PreferenceRecord, second: PreferenceRecord) -> PreferenceRecord:
+    """Add the votes of a record of the same comparison, whatever it calls the responses."""
     ids = {digest(response.text): response.id for response in first.responses}
     names = {response.id: ids[digest(response.text)] for response in second.responses}
     votes = tuple(_renamed(vote, names) for vote in second.votes)

@@ -222,7 +222,7 @@ UNPAIRED: dict[str, list[dict[str, Any]]] = {
     "llama-factory-kto": [{"messages": [USER, bot(UP)], "label": "true"}],
     "summarize-axes": [{"info": {"id": "i", "post": ASK}, "summary": {"text": UP, "axes": {"overall": 7}}}],
 }
-ASKED = {"helpsteer2-preference", "qa-feedback", "table", "ukp-xml"}
+ASKED = {"helpsteer2-preference", "qa-feedback", "samples", "table", "ukp-xml"}
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -51,7 +51,7 @@ def read_flat(row: Row, notes: RowNotes, _: Options) -> list[PreferenceRecord]:
             for value, user, status in zip(*lists, strict=True)
         ]
     given = {name: value for name, value in row.items() if isinstance(value, str) and "." not in name}
-    meta: Row = {name: row[name] for name in ("source", "cmp_id", "order", "a_is") if name in row}
+    meta: Row = {name: row[name] for name in ("source", "cmp_id", "task_id") if name in row}
     return [_record(given, answers, str(row.get("id", "")), meta, notes)]
 
 

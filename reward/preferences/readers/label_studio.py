@@ -167,7 +167,7 @@ def _records(data: Row, votes: list[Vote], name: str, notes: RowNotes) -> list[P
     by_subject: dict[str, list[Vote]] = {"answers": [], "items": [], "nothing": []}
     for vote in votes:
         by_subject[_subject(vote, answers)].append(vote)
-    meta = {key: data[key] for key in ("cmp_id", "order", "a_is") if key in data}
+    meta = {key: data[key] for key in ("cmp_id", "task_id") if key in data}
     found: list[PreferenceRecord] = []
     idle = by_subject["nothing"]
     if by_subject["items"]:

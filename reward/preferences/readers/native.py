@@ -50,6 +50,18 @@ def read(row: Row, notes: RowNotes, _: Options) -> list[PreferenceRecord]:
     ]
 
 
+def read_samples(row: Row, notes: RowNotes, _: Options) -> list[PreferenceRecord]:
+    """Read a prompt with completions that nobody has judged yet."""
+    prompt = note_prompt_order(read_prompt(row.get("prompt"), "prompt"), "prompt", notes)
+    if isinstance(row.get("by"), dict):
+        named = {str(name): fields.record(item, f"by.{name}") for name, item in row["by"].items()}
+        responses = [Response(name, fields.text(item, "text"), name) for name, item in named.items()]
+    else:
+        given = fields.items(row, "completions")
+        responses = [_response(item, number, f"completions[{number}]") for number, item in enumerate(given)]
+    return [PreferenceRecord(prompt, tuple(responses), id=str(row.get("id", "")))]
+
+
 def _response(item: Any, number: int, field: str) -> Response:
     if isinstance(item, str):
         return Response(f"r{number}", item)
@@ -128,6 +140,10 @@ def _known(names: list[str] | tuple[str, ...], ids: list[str], field: str) -> No
             raise RowRejected("rank_invalid", field, f"there is no response {name!r}")
 
 
+def _are_completions(row: Row) -> bool:
+    return isinstance(row.get("completions"), list) and "labels" not in row
+
+
 FORMATS = (
     Format(
         "comparison",
@@ -138,5 +154,13 @@ FORMATS = (
         read,
         "each vote's first tier is better than its later tiers",
         specificity=3,
+    ),
+    Format(
+        "samples",
+        "prompts with completions to be judged",
+        lambda row: "prompt" in row and (isinstance(row.get("by"), dict) or _are_completions(row)),
+        read_samples,
+        "nothing is judged yet",
+        specificity=2,
     ),
 )
