@@ -17,6 +17,7 @@ COMMANDS = {
     "verify": ("pipeline.cli.verify", "compare committed files with their records"),
     "lineage": ("pipeline.cli.lineage", "show what a result was made from"),
     "report": ("pipeline.cli.report", "write one HTML page about a run"),
+    "compare": ("pipeline.cli.compare", "set two runs side by side"),
     "track": ("pipeline.cli.track", "send a finished run to W&B, TensorBoard or MLflow"),
     "data": ("pipeline.cli.data", "check and describe preference files"),
     "schema": ("pipeline.cli.schema", "print the JSON schema of run files, for editors"),

@@ -1,0 +1,57 @@
+"""`triptych compare`: two runs side by side."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from pipeline.cli import arguments
+
+if TYPE_CHECKING:
+    from pipeline.report.compare import StagePair
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("first", help="name of a run, or its run file")
+    parser.add_argument("second", help="the run to compare it with")
+    parser.add_argument("--all", action="store_true", help="show every metric, not the telling ones only")
+    arguments.add_store(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print what the runs share and where they part."""
+    from pipeline.cli import tables
+    from pipeline.report.collect import collect
+    from pipeline.report.compare import compare_runs, compare_tables
+    from pipeline.report.numbers import short
+
+    store = arguments.open_store(args)
+    first = collect(store, arguments.run_name(args.first))
+    second = collect(store, arguments.run_name(args.second))
+    print(f"a: {first.name}\nb: {second.name}\n")
+    for pair in compare_runs(first, second):
+        print(f"{pair.name}: {_verdict(pair)}")
+        for change in (*pair.settings, *pair.inputs):
+            print(f"    {change.name}: {short(change.first)} -> {short(change.second)}")
+        rows = [
+            (change.name, short(change.first), short(change.second), short(change.change))
+            for change in pair.metrics
+            if args.all or not change.name.startswith(("handover/", "num_"))
+        ]
+        if rows:
+            tables.show(["metric", "a", "b", "b - a"], rows)
+    for table in compare_tables(first, second):
+        cells = [[short(cell) for cell in row] for row in table.rows]
+        tables.show(table.columns, cells, title=table.title)
+    return 0
+
+
+def _verdict(pair: StagePair) -> str:
+    if pair.first is None or pair.second is None:
+        return f"only in {'b' if pair.first is None else 'a'}"
+    if pair.same:
+        return f"the same result, {pair.first.key[:12]}"
+    states = f"{pair.first.state} and {pair.second.state}"
+    finished = {pair.first.state, pair.second.state} <= {"ran", "reused"}
+    return "differs" if finished else f"differs ({states})"
