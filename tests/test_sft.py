@@ -16,7 +16,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.contract import ArtifactKind, StageCheck
-from pipeline.errors import DataError, HandOverError
+from pipeline.errors import DataError, HandOverError, ModelError
 from stages.runtime.adapters import named_adapter_parameters
 from stages.runtime.chat import ChatText, TextContract
 from stages.runtime.loading import load_tokenizer
@@ -397,6 +397,14 @@ def test_a_base_with_other_special_ids_than_its_contract_is_refused(tmp_path):
         run_sft(tmp_path, base, max_steps=1)
 
 
+def test_rows_longer_than_the_bases_positions_are_refused_with_the_limit(tmp_path):
+    base = tiny_model(tmp_path / "base", "gpt2", n_positions=32)
+
+    with pytest.raises(ModelError, match="positions for 32") as caught:
+        run_sft(tmp_path, base, max_steps=1)
+    assert caught.value.findings[0].hint == "max_length: 32"
+
+
 def test_an_adapter_that_learned_nothing_is_an_error(tmp_path, tiny_base, monkeypatch):
     monkeypatch.setattr(sft, "train_sealed", lambda *_, **__: SealedSearch(None, 0, ()))
 
@@ -419,7 +427,7 @@ def test_a_trainer_that_resets_the_parent_is_found(tmp_path, tiny_base, monkeypa
 
     monkeypatch.setattr(sft, "make_trainer", resetting)
 
-    with pytest.raises(HandOverError, match="equals the base"):
+    with pytest.raises(HandOverError, match="was reset"):
         run_sft(tmp_path / "second", tiny_base, policy=parent, data=data, max_steps=1)
 
 
@@ -443,8 +451,6 @@ def test_a_model_that_cannot_be_packed_is_padded_and_says_so(tmp_path, tiny_base
 
 
 def test_a_head_that_is_not_known_gives_the_same_loss_the_long_way(tmp_path, tiny_base, monkeypatch):
-    from pipeline.errors import ModelError
-
     data = demonstrations(tmp_path)
     short = run_sft(tmp_path / "a", tiny_base, max_steps=3, data=data)
     monkeypatch.setattr(

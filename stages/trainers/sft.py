@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from pipeline.contract import StageContext, StageResult
-from pipeline.errors import DataError, HandOverError, ModelError
+from pipeline.errors import DataError, Finding, HandOverError, ModelError
 from stages.data import (
     RejectedRow,
     read_demonstrations,
@@ -81,7 +82,8 @@ def train_sft(ctx: StageContext) -> StageResult:
     """
     config: SftConfig = ctx.config
     prepared = prepare(ctx)
-    model, proof = start_model(ctx, prepared.tokenizer)
+    longest = max(len(row.input_ids) for part in (prepared.train, prepared.held_out) for row in part.rows)
+    model, proof = start_model(ctx, prepared.tokenizer, longest=longest)
     notes = [*prepared.chat.notes]
     if without_base_dropout(model):
         notes.append("dropout of the base model is off: it is frozen")
@@ -168,12 +170,20 @@ def check_parents(ctx: StageContext, tokenizer: PreTrainedTokenizerBase) -> None
 _CHOSEN_WITH_TEMPLATE = ("text-chat-template-sha256", "text-stop-token-ids")
 
 
-def start_model(ctx: StageContext, tokenizer: PreTrainedTokenizerBase) -> tuple[PeftModel, HandOver]:
-    """Load the base and put the adapter on it: fresh, or the parent's; prove that it starts there."""
+def start_model(
+    ctx: StageContext, tokenizer: PreTrainedTokenizerBase, *, longest: int = 0
+) -> tuple[PeftModel, HandOver]:
+    """Load the base and put the adapter on it: fresh, or the parent's; prove that it starts there.
+
+    Args:
+        ctx: inputs and settings.
+        tokenizer: must fit the base's embedding.
+        longest: tokens of the longest row, which the base must have positions for.
+    """
     config: SftConfig = ctx.config
     parent = ctx.inputs.get("policy")
     base = load_base(ctx.inputs["base"], config.model, config.tuning)
-    findings = vocabulary_findings(tokenizer, base)
+    findings = [*vocabulary_findings(tokenizer, base), *position_findings(base, longest)]
     if findings:
         raise ModelError.from_findings(findings)
     if parent is None:
@@ -184,6 +194,15 @@ def start_model(ctx: StageContext, tokenizer: PreTrainedTokenizerBase) -> tuple[
             base, parent, name=ADAPTER, trainable=True, tuning=config.tuning, dropout=dropout
         )
     return model, prove_hand_over(model, parent, policy=ADAPTER)
+
+
+def position_findings(base: PreTrainedModel, longest: int) -> list[Finding]:
+    """Say whether rows are longer than the base was made for."""
+    limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or longest <= limit:
+        return []
+    message = f"the longest row has {longest} tokens, but the base has positions for {limit}"
+    return [Finding(message, "max_length", f"max_length: {limit}", "too-few-positions")]
 
 
 def prove_batch_trains_stop(trainer: AnswerTrainer, chat: ChatText) -> None:
