@@ -8,6 +8,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from pipeline.errors import ConfigError, DataError, ModelError
 from stages.runtime.chat import ChatText, generation_eos, resolve_template
@@ -317,3 +318,17 @@ def test_finding_a_template_imports_neither_trl_nor_torch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_a_tokenizer_that_adds_bos_adds_it_to_plain_prompts_only():
+    tokenizer = tiny_tokenizer(chat=False)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|bos|> $A", special_tokens=[("<|bos|>", 1)]
+    )
+    plain = ChatText(tokenizer)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    chat = ChatText(tokenizer)
+
+    assert plain.prompt_ids("hi")[0] == 1
+    assert [*plain.prompt_ids("hi"), *plain.response_ids("hi", "yo")].count(1) == 1
+    assert 1 not in [*chat.prompt_ids("hi"), *chat.response_ids("hi", "yo")]
