@@ -38,9 +38,13 @@ def test_every_stage_of_the_demo_is_committed(finished: Path) -> None:
 def test_every_stage_proved_at_step_0_that_it_is_its_parent(finished: Path) -> None:
     metrics = {name: record["metrics"] for name, record in records(finished).items()}
 
-    for stage in ("dpo", "ppo"):
-        assert abs(metrics[stage]["handover/reference_kl"]) < 1e-6
-        assert metrics[stage]["handover/parent_logit_difference"] < 1e-5
+    for stage in ("sft", "reward", "dpo", "ppo"):
+        assert metrics[stage]["handover/logit_difference"] < 1e-5
+        assert metrics[stage]["handover/num_trainable"] > 0
+    assert metrics["dpo"]["handover/kl"] < 1e-6
+    assert metrics["dpo"]["handover/loss_minus_ln2"] < 1e-4
+    assert metrics["ppo"]["handover/kl"] < 1e-6
+    assert metrics["ppo"]["ppo/first_ratio_error"] == 0
 
 
 def test_a_second_run_computes_nothing(finished: Path) -> None:

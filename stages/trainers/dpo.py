@@ -113,11 +113,12 @@ def train_dpo(ctx: StageContext) -> StageResult:
     pairs = [*data.train, *data.held_out]
     output_head = OutputHead.of(parts.model, backbone=backbone(parts.model))
     schedule = PairSchedule(data.train, config, packed=parts.packed)
+    start: dict[str, float] = {}
     with parts.running():
         trainer = DPOTrainer(parts, output_head, config, None)
         if needs_reference:
             trainer = DPOTrainer(parts, output_head, config, _reference(ctx, trainer, pairs))
-            _prove_start(trainer, schedule.batches(0))
+            start = {"handover/loss_minus_ln2": _prove_start(trainer, schedule.batches(0))}
         summary = train(
             parameters=named_adapter_parameters(parts.model, POLICY),
             config=config,
@@ -137,7 +138,7 @@ def train_dpo(ctx: StageContext) -> StageResult:
         base=ctx.inputs["base"],
         tokenizer=parts.tokenizer,
     )
-    metrics = {**summary.metrics, **parts.hand_over.metrics(), **final, **data.counts}
+    metrics = {**summary.metrics, **parts.hand_over.metrics(), **start, **final, **data.counts}
     notes = (*parts.notes, *data.notes, *summary.notes)
     return StageResult({"adapter": folder}, {k: float(v) for k, v in metrics.items()}, notes)
 
