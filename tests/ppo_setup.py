@@ -22,15 +22,20 @@ COUNTING_A = "def score(prompt, response, row):\n    return float(response.count
 
 
 def adapter(
-    folder: Path, base: Checkpoint, *, seed: int, scale: float = 0.05, scored: bool = False
+    folder: Path,
+    base: Checkpoint,
+    *,
+    seed: int,
+    scored: bool = False,
+    tuning: TuningConfig = TUNING,
 ) -> Checkpoint:
     """Write an adapter whose both factors are random, with a random head when `scored`."""
-    model = new_adapter(load_base(base, ModelConfig(dtype="float32")), TUNING, name="made", seed=seed)
+    model = new_adapter(load_base(base, ModelConfig(dtype="float32")), tuning, name="made", seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in named_adapter_parameters(model, "made"):
             if "lora_B" in name:
-                parameter.normal_(std=scale, generator=generator)
+                parameter.normal_(std=0.05, generator=generator)
     head = {"weight": torch.randn(1, model.config.hidden_size, generator=generator) * 0.2} if scored else None
     tokenizer = load_tokenizer(base, ModelConfig())
     save_adapter(model, folder, name="made", base=base, tokenizer=tokenizer, head=head)

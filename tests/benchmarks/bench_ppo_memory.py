@@ -96,15 +96,15 @@ def main() -> None:
     print(f"PPO / SFT, whole stage: {peaks.ratio:.3f}")
 
 
-def measure(folder: Path, *, batch: int, checkpointing: bool, **architecture: Any) -> Peaks:
+def measure(folder: Path, *, batch: int, checkpointing: bool, lora_r: int = 16, **architecture: Any) -> Peaks:
     """Build a random model and its adapters in `folder` and return the peaks of both stages."""
     base = tiny_model(folder / "base", **architecture)
+    tuning = TuningConfig(lora_r=lora_r, gradient_checkpointing=checkpointing)
     inputs = {
         "base": base,
-        "policy": adapter(folder / "sft", base, seed=1),
-        "reward": adapter(folder / "reward", base, seed=2, scored=True),
+        "policy": adapter(folder / "sft", base, seed=1, tuning=tuning),
+        "reward": adapter(folder / "reward", base, seed=2, scored=True, tuning=tuning),
     }
-    tuning = TuningConfig(lora_r=16, gradient_checkpointing=checkpointing)
     config = PPOConfig(
         model=ModelConfig(dtype="float32"),
         tuning=tuning,
@@ -121,7 +121,7 @@ def measure(folder: Path, *, batch: int, checkpointing: bool, **architecture: An
 
 def _sft_peak(inputs: dict[str, Checkpoint], tuning: TuningConfig, *, batch: int) -> int:
     causal_lm = load_base(inputs["base"], ModelConfig(dtype="float32"), tuning)
-    held = _bytes_of(causal_lm)
+    held = bytes_of(causal_lm)
     rows = [_row(number) for number in range(batch)]
     labels = [[IGNORED] * PROMPT + row[PROMPT:] for row in rows]
     joined = JoinedRows()([{"input_ids": a, "labels": b} for a, b in zip(rows, labels, strict=True)])
@@ -142,7 +142,7 @@ def _sft_peak(inputs: dict[str, Checkpoint], tuning: TuningConfig, *, batch: int
 
 def _ppo_peaks(inputs: dict[str, Checkpoint], config: PPOConfig) -> dict[str, int]:
     causal_lm = load_base(inputs["base"], config.model, config.tuning)
-    held = _bytes_of(causal_lm)
+    held = bytes_of(causal_lm)
     opened, ppo_roles.load_base = ppo_roles.load_base, lambda *_: causal_lm
     peaks = {}
     with LiveBytes() as live:
@@ -182,10 +182,11 @@ def _row(number: int) -> list[int]:
 
 
 def _base_bytes(base: Checkpoint) -> int:
-    return _bytes_of(load_base(base, ModelConfig(dtype="float32")))
+    return bytes_of(load_base(base, ModelConfig(dtype="float32")))
 
 
-def _bytes_of(model: torch.nn.Module) -> int:
+def bytes_of(model: torch.nn.Module) -> int:
+    """Return the bytes of all weights, each storage once."""
     storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
     return sum(storages.values())
 
