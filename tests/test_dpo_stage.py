@@ -12,6 +12,7 @@ from pipeline.config.run import TuningConfig
 from pipeline.errors import HandOverError, Interrupted
 from stages.dpo import SPEC, DPOConfig
 from stages.trainers import dpo as dpo_module
+from stages.trainers.pair_data import TokenPair
 from stages.trainers.reference import cached_logps, reference_key
 from tests.pair_fixtures import FP32, TUNING, preference_file, sft_adapter, token_pairs, toy_rows
 from tests.tiny import ManualStop, stage_context
@@ -148,6 +149,13 @@ def test_the_reference_key_names_all_that_counts():
     assert reference_key(pairs[:2], **base) != key
     assert reference_key([pairs[1], pairs[0], pairs[2]], **base) != key
     assert len({reference_key(pairs, **{**base, name: "x"}) for name in base} | {key}) == 5
+    # the same tokens in a row, cut at another place
+    moved = [
+        TokenPair((1, 2), (3, 4), (5,)),
+        TokenPair((1,), (2, 3, 4), (5,)),
+        TokenPair((1, 2), (3,), (4, 5)),
+    ]
+    assert len({reference_key([pair], **base) for pair in moved}) == 3
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other", "nan"])

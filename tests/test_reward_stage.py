@@ -16,7 +16,9 @@ from reward.model import ScoreHead
 from reward.scoring import score
 from stages.reward import SPEC, RewardConfig
 from stages.runtime.adapters import load_head
-from stages.runtime.loading import backbone
+from stages.runtime.chat import ChatText
+from stages.runtime.loading import backbone, load_tokenizer
+from stages.trainers.pair_data import load_pair_data
 from tests.pair_fixtures import FP32, TUNING, preference_file, reopen, sft_adapter, toy_rows
 from tests.tiny import ManualStop, as_checkpoint, stage_context, tiny_model
 
@@ -107,6 +109,24 @@ def test_the_stored_head_and_adapter_give_the_same_scores_to_1e_6(trained, tiny_
     for row, (prompt, response) in enumerate(rows[:8]):
         logits = plain(torch.tensor([[*prompt, *response]])).logits
         torch.testing.assert_close(logits[0, 0], first[row], atol=1e-5, rtol=0)
+
+
+def test_the_stored_model_is_the_one_that_the_card_measured(trained, tiny_base):
+    ctx, result = trained
+    stored = as_checkpoint(result.outputs["reward_model"], ArtifactKind.REWARD_MODEL)
+    head = ScoreHead.from_tensors(load_head(stored))
+    chat = ChatText(load_tokenizer(stored, FP32))
+    held_out = load_pair_data(ctx.inputs["preferences"].path, ctx.config, chat).held_out
+    model = reopen(tiny_base, stored, name="reward")
+
+    chosen, rejected = (
+        score(backbone(model), head, [p.prompt for p in held_out], [getattr(p, side) for p in held_out])
+        for side in ("chosen", "rejected")
+    )
+
+    assert (chosen - rejected).mean().item() == pytest.approx(result.metrics["margin_mean"], abs=1e-5)
+    assert len(held_out) == result.metrics["num_pairs"]
+    assert not torch.equal(head.weight, ScoreHead.seeded(32, seed=ctx.config.seed).weight)
 
 
 def test_four_steps_equal_two_and_two_bit_for_bit(tiny_base, sft, tmp_path):

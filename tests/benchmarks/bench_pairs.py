@@ -216,7 +216,7 @@ def trl_dpo(name: str, pairs: list[TokenPair], folder: Path, *, compact: bool, *
         for at in range(0, len(rows), 8):
             inputs = trainer.data_collator(rows[at : at + 8])
             with torch.no_grad(), trainer.compute_loss_context_manager():
-                chosen, rejected = trainer.compute_ref_log_probs(inputs)
+                chosen, rejected = trainer.compute_ref_log_probs(trainer.model, inputs)
             for row, one, other in zip(rows[at : at + 8], chosen.tolist(), rejected.tolist(), strict=True):
                 row |= {"ref_chosen_logps": one, "ref_rejected_logps": other}
         trl_utils._use_triton = trl_utils_before
