@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.load import load_run
 from pipeline.contract import ArtifactKind
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, UserError
 from pipeline.manifest import CONFIG_NAME, LOCK_NAME, RunManifest, StageStatus, read_manifest
 from pipeline.record import StageRecord
 from pipeline.report.artifacts import read_data_report, read_samples, read_table
@@ -58,9 +60,9 @@ def collect(store: Store, name: str, *, live: bool = False) -> RunView:
         name=name,
         made=day_and_time(datetime.now(UTC)),
         stages=stages,
-        command=f"triptych run {CONFIG_NAME}",
+        command=_command(folder),
         config_text=_text(folder / CONFIG_NAME),
-        resolved_text=_resolved(folder / LOCK_NAME),
+        resolved_text=_resolved(folder),
         tables=tables,
         samples=samples,
         data=data,
@@ -190,12 +192,33 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _resolved(path: Path) -> str:
+def _command(folder: Path) -> str:
+    """Return the command that makes the run again: the run file, and what was overridden."""
+    resolved = _lock(folder)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return json.dumps(document["config"], indent=2, ensure_ascii=False)[:MAX_CONFIG_CHARACTERS]
+        given = load_run(folder / CONFIG_NAME).resolved()
+    except UserError:
+        # Without its overrides, or with today's cards, the file may not load.
+        return f"triptych run {CONFIG_NAME}"
+    before, after = _flat(given), _flat(resolved)
+    changed = {key: value for key, value in after.items() if key not in before or before[key] != value}
+    words = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changed.items()]
+    return " ".join(["triptych run", CONFIG_NAME, *map(shlex.quote, words)])
+
+
+def _resolved(folder: Path) -> str:
+    resolved = _lock(folder)
+    text = json.dumps(resolved, indent=2, ensure_ascii=False) if resolved else ""
+    return text[:MAX_CONFIG_CHARACTERS]
+
+
+def _lock(folder: Path) -> dict[str, Any]:
+    """Return the run as resolved, or nothing when that file is damaged."""
+    try:
+        config = json.loads((folder / LOCK_NAME).read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _text(path: Path) -> str:

@@ -151,7 +151,8 @@
       let rows = ticks(low, high, 4);
       if (options.log) {
         const whole = ticks(Math.ceil(low), Math.floor(high), 4).filter(Number.isInteger);
-        if (whole.length > 1) rows = whole;
+        // Within a decade, round numbers read better than round logarithms.
+        rows = whole.length > 1 ? whole : ticks(10 ** low, 10 ** high, 4).filter((tick) => tick > 0).map(Math.log10);
       }
       for (const tick of rows) {
         const y = this.y(options.log ? 10 ** tick : tick);
@@ -242,6 +243,46 @@
     document.getElementById("smooth").addEventListener("input", (event) => {
       options.smooth = Number(event.target.value) / 100;
       again();
+    });
+  }
+
+  // Marks the words of each answer that the chosen answer to the same prompt lacks.
+  const words = (string) => string.split(/(\s+)/).filter((part) => part);
+  const kept = (from, to) => {
+    const table = Array.from({ length: from.length + 1 }, () => new Uint16Array(to.length + 1));
+    for (let i = from.length - 1; i >= 0; i--) {
+      for (let j = to.length - 1; j >= 0; j--) {
+        table[i][j] = from[i] === to[j] ? table[i + 1][j + 1] + 1 : Math.max(table[i + 1][j], table[i][j + 1]);
+      }
+    }
+    const same = new Set();
+    for (let i = 0, j = 0; i < from.length && j < to.length;) {
+      if (from[i] === to[j]) { same.add(j); i++; j++; } else if (table[i + 1][j] >= table[i][j + 1]) i++; else j++;
+    }
+    return same;
+  };
+  const MOST_WORDS = 1500;
+  const markAnswer = (place, reference) => {
+    const to = words(place.textContent);
+    place.replaceChildren(place.textContent);
+    if (reference === null || to.length > MOST_WORDS) return;
+    const same = kept(words(reference).slice(0, MOST_WORDS), to);
+    place.replaceChildren(...to.map((word, j) => {
+      if (same.has(j) || !word.trim()) return word;
+      const mark = document.createElement("mark");
+      mark.textContent = word;
+      return mark;
+    }));
+  };
+  const chooser = document.getElementById("reference");
+  if (chooser) {
+    document.getElementById("sample-tools").hidden = false;
+    chooser.addEventListener("change", () => {
+      for (const card of document.querySelectorAll(".sample")) {
+        const texts = [...card.querySelectorAll(".answer")].map((answer) => [answer.dataset.name, answer.querySelector("p")]);
+        const found = texts.find(([name]) => name === chooser.value);
+        for (const [name, place] of texts) markAnswer(place, found && name !== chooser.value ? found[1].textContent : null);
+      }
     });
   }
 

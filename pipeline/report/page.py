@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -16,7 +17,7 @@ from markupsafe import Markup
 from pipeline.report import numbers
 from pipeline.report.curves import charts_of
 from pipeline.report.lineage import HEIGHT, WIDTH, lay_out
-from pipeline.report.view import RunView, StageView
+from pipeline.report.view import RunView, SamplesView, StageView
 
 HERE = Path(__file__).parent
 HEADLINES = (
@@ -69,7 +70,12 @@ def _environment() -> Environment:
         "digest": numbers.digest,
     }
     environment.tests["numeric"] = numbers.is_number
-    environment.globals |= {"throughput": throughput, "headline": headline, "kind_class": kind_class}
+    environment.globals |= {
+        "throughput": throughput,
+        "headline": headline,
+        "kind_class": kind_class,
+        "sample_names": sample_names,
+    }
     return environment
 
 
@@ -93,6 +99,12 @@ def headline(stage: StageView) -> list[tuple[str, float]]:
     known = [name for name in HEADLINES if name in stage.metrics]
     others = [name for name in stage.metrics if name not in HEADLINES and not name.startswith(ASIDE)]
     return [(name, stage.metrics[name]) for name in [*known, *others][:3]]
+
+
+def sample_names(groups: Sequence[SamplesView]) -> list[str]:
+    """Return the name of every model whose answers are shown."""
+    answers = [answer for group in groups for sample in group.samples for answer in sample.answers]
+    return list(dict.fromkeys(answer.name for answer in answers))
 
 
 def _policy(style: str, script: str) -> str:

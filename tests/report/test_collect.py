@@ -47,6 +47,16 @@ def test_a_run_is_shown_with_its_lineage_metrics_curves_and_tables(engine):
     assert json.loads(run.resolved_text)["stages"]["second"]["rate"] == 2.0
 
 
+def test_the_command_names_what_was_overridden(engine):
+    engine.run_here("second.rate=3")
+
+    command = collect(engine.store, "chain").command
+
+    assert command.startswith("triptych run config.yaml ")
+    assert "stages.second.rate=3.0" in command
+    assert "seed" not in command
+
+
 def test_a_reused_stage_is_named_as_such(engine):
     engine.run_here()
     engine.run_here("second.rate=3")
