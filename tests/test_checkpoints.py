@@ -6,9 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.disk import Disk
+from pipeline.errors import StoreError
 from stages.runtime.checkpoints import CheckpointFolder
 from stages.runtime.training_state import (
     pack_optimizer,
@@ -146,45 +145,84 @@ def test_an_error_while_saving_leaves_nothing_behind(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001", "step-000000002"]
 
 
-CHILD = textwrap.dedent(
-    """
-    import sys, torch
-    from pathlib import Path
-    from stages.runtime.checkpoints import CheckpointFolder
-    folder = CheckpointFolder(Path(sys.argv[1]), "key")
-    step = 0
-    print("ready", flush=True)
+def test_a_full_disk_is_one_clear_error_and_the_checkpoints_before_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    folder = _folder(tmp_path)
+
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("stages.runtime.checkpoints.save_file", full)
+
+    with pytest.raises(StoreError, match=r"cannot be written .* No space left"):
+        folder.save(3, _tensors(3), {})
+    assert folder.latest().step == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001", "step-000000002"]
+
+
+def _save_until_killed(root: Path, pipe: int) -> None:
+    """Save one checkpoint after another and report each; runs in a forked child."""
+    folder, step = CheckpointFolder(root, "key"), 0
     while True:
         step += 1
         folder.save(step, {"parameters": {"a": torch.full((50_000,), float(step))}}, {"step": step})
-        print(step, flush=True)
-    """
-)
+        os.write(pipe, b"%d\n" % step)
 
 
 def test_a_kill_at_any_moment_loses_no_checkpoint_that_was_reported(tmp_path: Path) -> None:
-    for attempt in range(3):
+    for attempt in range(6):
         root = tmp_path / str(attempt)
-        with subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(root)], stdout=subprocess.PIPE, text=True
-        ) as child:
-            reported = 0
-            for line in child.stdout:
-                reported = int(line) if line.strip().isdigit() else 0
-                if reported == 3 + 2 * attempt:
-                    break
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            _save_until_killed(root, writer)
+        os.close(writer)
+        with os.fdopen(reader) as lines:
+            steps = [int(next(lines)) for _ in range(2 + attempt)]
             # The child is somewhere in the middle of the next save by now.
-            child.send_signal(signal.SIGKILL)
-            rest = [int(line) for line in child.stdout.read().split() if line.isdigit()]
-        reported = max([reported, *rest])
+            os.kill(child, signal.SIGKILL)
+            steps += [int(line) for line in lines if line.endswith("\n")]
+        os.waitpid(child, 0)
 
         folder = CheckpointFolder(root, "key")
         found = folder.latest()
 
         assert folder.damages == ()
-        assert found.step in (reported, reported + 1)
+        assert found.step in (steps[-1], steps[-1] + 1)
         assert torch.equal(found.tensors["parameters"]["a"], torch.full((50_000,), float(found.step)))
         assert not list(root.glob(".tmp-*"))
+
+
+def test_a_process_that_ends_at_any_disk_operation_leaves_the_old_or_the_new_checkpoint(
+    tmp_path: Path,
+) -> None:
+    seen = []
+    for end_at in range(100):
+        root = tmp_path / str(end_at)
+        _folder(root)
+        child = os.fork()
+        if child == 0:
+            operations = iter(range(end_at, -1, -1))
+            disk = Disk(before=lambda name, path: None if next(operations) else os._exit(9))  # noqa: B023
+            CheckpointFolder(root, "key", disk=disk).save(3, _tensors(3), {})
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+
+        folder = CheckpointFolder(root, "key")
+        found = folder.latest()
+        assert folder.damages == ()
+        assert torch.equal(found.tensors["parameters"]["a"], torch.full((3, 2), float(found.step)))
+        seen.append(found.step)
+        if os.waitstatus_to_exitcode(status) == 0:
+            break
+    # Make a folder and flush its parent, flush five files and the folder, rename: nine operations
+    # before which the old checkpoint counts.
+    assert seen == [2] * 9 + [3] * (len(seen) - 9)
+    assert len(seen) > 10
 
 
 def test_random_state_of_torch_numpy_and_python_comes_back(tmp_path: Path) -> None:

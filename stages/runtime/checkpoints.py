@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.canonical import digest
 from pipeline.contract import StageContext
-from pipeline.errors import Finding
+from pipeline.disk import Disk, free_text
+from pipeline.errors import Finding, StoreError
 from pipeline.fingerprint import key_settings
 from stages.runtime.durable import publish, remove_leftovers
 from stages.runtime.listing import listing_findings, make_listing
@@ -50,12 +52,14 @@ class CheckpointFolder:
         root: folder that survives an interruption, such as ctx.scratch_dir / "checkpoints".
         key: what the checkpoints belong to; those of another key are never loaded.
         keep: how many to keep; older ones go after a newer one is safe on the disk.
+        disk: tests stop a process at each of its operations.
     """
 
-    def __init__(self, root: Path, key: str, keep: int = 2) -> None:
+    def __init__(self, root: Path, key: str, keep: int = 2, *, disk: Disk | None = None) -> None:
         if keep < 1:
             raise ValueError("keep at least one checkpoint")
         self._root, self._key, self._keep = root, key, keep
+        self._disk = disk or Disk()
         self.damages: tuple[Finding, ...] = ()
         "What the last call of latest() found wrong."
 
@@ -68,18 +72,18 @@ class CheckpointFolder:
             state: what JSON can hold, read back equal; floats keep every bit.
 
         Raises:
-            OSError: the disk is full or read-only; the checkpoints before are untouched.
+            StoreError: the disk is full or read-only; the checkpoints before are untouched.
         """
-        self._root.mkdir(parents=True, exist_ok=True)
+        self._disk.make_folder(self._root)
         folder = self._root / f"step-{step:09d}"
-        with publish(folder) as temporary:
+        with publish(folder, self._disk) as temporary:
             for group, named in tensors.items():
                 _write_group(temporary, group, named)
             text = json.dumps(state, sort_keys=True, allow_nan=True)
             (temporary / STATE_FILE).write_text(text, encoding="utf-8")
             (temporary / LISTING_FILE).write_bytes(make_listing(temporary, key=self._key, step=step))
         for old in self._steps()[: -self._keep]:
-            shutil.rmtree(self._root / f"step-{old:09d}")
+            self._disk.remove_tree(self._root / f"step-{old:09d}")
         return folder
 
     def latest(self) -> LoadedCheckpoint | None:
@@ -124,7 +128,15 @@ def _write_group(folder: Path, group: str, named: Mapping[str, Tensor]) -> None:
     if not _GROUP.fullmatch(group):
         raise ValueError(f"{group!r} cannot name a file: lower-case letters, digits and _")
     plain = {name: named[name].detach().cpu().contiguous() for name in sorted(named)}
-    save_file(plain, folder / f"{group}{_SUFFIX}")
+    try:
+        save_file(plain, folder / f"{group}{_SUFFIX}")
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"a checkpoint cannot be written ({free_text(folder)} free): {error}",
+            where=str(folder.parent),
+            hint="make room, then run the same command; it goes on from the checkpoint before",
+            code="checkpoint-not-written",
+        ) from error
 
 
 def _open(folder: Path, step: int, damages: tuple[Finding, ...]) -> LoadedCheckpoint:

@@ -24,9 +24,10 @@ from transformers import (
 )
 
 from pipeline.contract import MetricLogger, StageContext, StopFlag
+from pipeline.disk import Disk
 from pipeline.errors import Finding, Interrupted
 from stages.runtime.checkpoints import checkpoint_key
-from stages.runtime.durable import sync_file, sync_tree, write_file
+from stages.runtime.durable import sync_tree
 from stages.runtime.listing import listing_findings, make_listing
 
 LOGGER = logging.getLogger(__name__)
@@ -116,9 +117,10 @@ class SealCallback(TrainerCallback):
         path = folder / f"checkpoint-{state.global_step}"
         # A pickle that holds absolute paths and, in clear, a Hub token.
         (path / PICKLED_ARGUMENTS).unlink(missing_ok=True)
-        sync_tree(path)
-        sync_file(folder)
-        write_file(_seal_of(path), make_listing(path, key=self._key, step=state.global_step))
+        disk = Disk()
+        sync_tree(disk, path)
+        disk.sync_folder(folder)
+        disk.write(_seal_of(path), make_listing(path, key=self._key, step=state.global_step))
         self._rotate(folder)
 
     def _rotate(self, folder: Path) -> None:
