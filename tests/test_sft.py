@@ -164,6 +164,8 @@ def test_training_equals_trls_own_trainer_on_the_same_rows(tmp_path, tiny_base):
     assert ctx.logger.series("loss") == pytest.approx(losses, abs=1e-5)
     accuracies = [line["mean_token_accuracy"] for line in theirs.state.log_history if "loss" in line]
     assert ctx.logger.series("mean_token_accuracy") == pytest.approx(accuracies, abs=1e-6)
+    tokens = [line["num_tokens"] for line in theirs.state.log_history if "loss" in line]
+    assert ctx.logger.series("num_tokens") == tokens
     entropies = [line["entropy"] for line in theirs.state.log_history if "loss" in line]
     assert ctx.logger.series("entropy") == pytest.approx(entropies, abs=1e-4)
     trained = {
@@ -480,6 +482,22 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, tiny_base):
     )
 
     assert plain == pytest.approx(checkpointed, abs=1e-6)
+
+
+def test_a_base_in_4_bits_trains_an_adapter_in_float32_that_goes_on_exactly(tmp_path, tiny_base):
+    data = demonstrations(tmp_path)
+    tuning = TuningConfig(method="qlora", lora_r=4)
+    ctx, first = run_sft(tmp_path / "first", tiny_base, data=data, max_steps=4, tuning=tuning)
+    parent = as_checkpoint(first.outputs["adapter"], ArtifactKind.ADAPTER, producer="first")
+
+    _, second = run_sft(tmp_path / "second", tiny_base, policy=parent, data=data, max_steps=2, tuning=tuning)
+
+    losses = ctx.logger.series("loss")
+    assert losses[-1] < losses[0]
+    assert second.metrics["handover/logit_difference"] < 1e-5
+    assert {value.dtype for value in weights(second).values()} == {torch.float32}
+    # Values that bfloat16 cannot hold: the adapter was not rounded on its way.
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in weights(first).values())
 
 
 def test_the_card_says_what_it_takes_and_gives():

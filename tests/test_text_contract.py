@@ -6,7 +6,8 @@ import json
 from dataclasses import replace
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.contract import ArtifactKind, Checkpoint
 from pipeline.errors import ExitCode, HandOverError, ModelError
@@ -102,13 +103,21 @@ def test_a_stage_whose_text_differs_from_its_parents_exits_2_with_both_values(tm
         assert repr(getattr(parent, name)) in finding.message
 
 
-def test_two_tokenizers_of_one_size_but_other_ids_differ(tmp_path):
-    TextContract.from_tokenizer(merging_tokenizer()).write(tmp_path)
-    other = merging_tokenizer()
-    other.add_tokens(["one more"])
-    fewer = TextContract.from_tokenizer(merging_tokenizer())
+def test_two_tokenizers_that_differ_in_two_swapped_ids_differ():
+    tokenizer = tiny_tokenizer()
+    held = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = held["model"]["vocab"]
+    vocabulary["q"], vocabulary["Q"] = vocabulary["Q"], vocabulary["q"]
+    swapped = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(held)),
+        pad_token="<|pad|>",
+        bos_token="<|bos|>",
+        eos_token="<|im_end|>",
+        chat_template=CHAT_TEMPLATE,
+    )
 
-    assert TextContract.from_tokenizer(other).tokenizer_sha256 != fewer.tokenizer_sha256
+    (finding,) = TextContract.from_tokenizer(swapped).differences(TextContract.from_tokenizer(tokenizer))
+    assert finding.code == "text-tokenizer-sha256"
 
 
 def test_another_base_is_a_difference_only_when_both_are_known(tmp_path):

@@ -99,14 +99,15 @@ class AnswerTrainer(SFTTrainer):
     loss_is_scaled_for_ga = True
 
     def __init__(self, model: PeftModel, args: SFTConfig, *, head: OutputHead | None, **others: Any) -> None:
+        # TRL rounds the adapters of a 4-bit base to bfloat16: the parent's weights, and AdamW's small
+        # steps, would be lost. What it was given is put back.
+        given = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
         super().__init__(model=model, args=args, **others)
+        for parameter, values in given:
+            parameter.data = values
         self.head = head
         self.totals = Totals()
         self.model_accepts_loss_kwargs = True
-        # TRL rounds the adapters of a 4-bit base to bfloat16; AdamW's small steps are lost there.
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
 
     def compute_loss(
         self,
