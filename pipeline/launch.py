@@ -14,12 +14,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
+from pipeline.disk import explain
 from pipeline.errors import Finding
 from pipeline.work import Failure, WorkFolder
 
 POLL_SECONDS = 0.2
+DISK_FULL_EXIT_CODE = 74
+"What a child says that could not even write failure.json; EX_IOERR of sysexits.h."
 _BLOCK_BYTES = 65536
 
 
@@ -89,7 +92,7 @@ def launch(work: WorkFolder, *, listen: Listener, stop: StopRequests, lock: Path
     reader, writer = os.pipe()
     command = [sys.executable, "-P", "-u", "-m", "pipeline.worker", str(work.request.resolve())]
     command += ["--progress", str(writer), "--lock", str(lock.resolve())]
-    with work.log.open("ab") as log:
+    with _opened_log(work) as log:
         child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -128,6 +131,9 @@ def died(returncode: int, *, oom: bool) -> Failure:
         name = signal.Signals(-returncode).name
         hint = "the same command goes on from the last checkpoint; the kernel's log may say who killed it"
         return Failure("killed", (Finding(f"the stage was killed by {name}", hint=hint, code="killed"),))
+    if returncode == DISK_FULL_EXIT_CODE:
+        hint = "make room, then run the same command; it goes on from the last checkpoint"
+        return Failure("out-of-disk", (Finding("the disk is full", hint=hint, code="disk-full"),))
     if returncode < 0:
         message = f"the stage crashed with {signal.Signals(-returncode).name}"
     else:
@@ -156,6 +162,13 @@ def oom_kills() -> int:
         return int(events[events.index("oom_kill") + 1])
     except (OSError, StopIteration, ValueError):
         return 0
+
+
+def _opened_log(work: WorkFolder) -> BinaryIO:
+    try:
+        return work.log.open("ab")
+    except OSError as error:
+        raise explain(error, "write", work.log) from error
 
 
 def _listen_until_end(child: subprocess.Popen[bytes], reader: int, listen: Listener) -> None:

@@ -136,7 +136,7 @@ class StageMaker:
         disk = self.store.disk
         attempt = AttemptRecord(number=len(before) + 1, started=timestamp())
         work.write_attempts(disk, (*before, attempt))
-        work.write_request(self._request(wired, key))
+        work.write_request(disk, self._request(wired, key))
         self._tell_trackers(wired, key, work)
 
         def listen(step: int, total: int, text: str) -> None:

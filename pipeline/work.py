@@ -119,11 +119,11 @@ class WorkFolder:
         """request.json, what the child is asked."""
         return self.path / "request.json"
 
-    def write_request(self, request: Request) -> None:
+    def write_request(self, disk: Disk, request: Request) -> None:
         """Write what the child is asked, and take away the answers of an attempt before it."""
         for name in ("failure.json", "result.json"):
-            (self.path / name).unlink(missing_ok=True)
-        self.request.write_text(request.model_dump_json(indent=1))
+            disk.remove(self.path / name)
+        disk.write(self.request, request.model_dump_json(indent=1).encode())
 
     def read_request(self) -> Request:
         """Read what this child is asked.

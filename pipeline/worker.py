@@ -21,6 +21,7 @@ from pipeline.canonical import finite
 from pipeline.contract import StageContext, StageResult
 from pipeline.disk import Disk
 from pipeline.errors import ExitCode, Finding, Interrupted, UserError
+from pipeline.launch import DISK_FULL_EXIT_CODE
 from pipeline.locks import Holder, held
 from pipeline.record import environment, timestamp
 from pipeline.seal import seal
@@ -143,8 +144,10 @@ def classify(error: BaseException) -> Failure:
         hint = "a smaller per_device_train_batch_size with more gradient_accumulation_steps, or max_length"
         finding = Finding(f"out of memory: {_first_line(error)}", hint=hint, code="out-of-memory")
         return Failure("out-of-memory", (finding,))
+    if _has_code(error, "disk-full") and isinstance(error, UserError):
+        return Failure("out-of-disk", error.findings)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or any(words in text for words in _FULL_WORDS) or _has_code(error, "disk-full"):
+    if full or any(words in text for words in _FULL_WORDS):
         finding = Finding(
             f"the disk is full: {_first_line(error)}",
             hint="make room, then run the same command; it goes on from the last checkpoint",
@@ -172,8 +175,12 @@ def _answered(work: WorkFolder) -> Iterator[_Answer]:
     except BaseException as error:
         failure = classify(error)
         answer.exit_code = int(failure.exit_code)
-        with contextlib.suppress(OSError):
+        try:
             (work.path / "failure.json").write_bytes(failure.to_bytes())
+        except OSError:
+            answer.exit_code = DISK_FULL_EXIT_CODE
+            logger.exception("the reason could not be written: %s", failure.findings[0])
+            return
         if failure.outcome not in ("user-error", "interrupted"):
             raise
         logger.info("%s", error)

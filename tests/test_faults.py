@@ -22,7 +22,7 @@ RACERS = 8
 
 
 @pytest.mark.parametrize(
-    ("mode", "stride", "least"), [("kill", 6, 15), ("torn", 4, 4), ("twice", 40, 9), ("errno", 80, 15)]
+    ("mode", "stride", "least"), [("kill", 8, 15), ("torn", 4, 4), ("twice", 50, 9), ("errno", 100, 12)]
 )
 def test_a_disturbed_run_goes_on_to_the_same_bytes(mode: str, stride: int, least: int) -> None:
     outcome = sweep.run(mode, stride)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.config.load import LoadedRun, load_run
 from pipeline.disk import BeforeOperation, Disk
-from pipeline.launch import Listener, StopRequests
+from pipeline.launch import Listener, StopRequests, died
 from pipeline.runner import Runner
 from pipeline.store import Store
 from pipeline.work import Failure, WorkFolder
@@ -162,4 +162,4 @@ class InProcess:
             code = perform(work, stop=StopSignal(), progress=progress, disk=self.disk)
         except Exception:  # noqa: BLE001 - a bug in a child ends the child; the reason is in failure.json
             code = 1
-        return None if code == 0 else work.read_failure()
+        return None if code == 0 else work.read_failure() or died(code, oom=False)

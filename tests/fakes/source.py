@@ -43,7 +43,7 @@ def run(ctx: StageContext) -> StageResult:
         step += 1
         value += config.rate
         _tally(config, ctx.name, step)
-        (ctx.scratch_dir / "checkpoint.json").write_text(json.dumps({"value": value, "step": step}))
+        _save(ctx.scratch_dir / "checkpoint.json", {"value": value, "step": step})
         ctx.logger.log({"loss": 1.0 / step}, step=step)
         ctx.logger.progress(step, config.steps, f"value {value}")
         if step == 2:
@@ -81,6 +81,11 @@ def _resume(ctx: StageContext) -> tuple[float, int]:
     for given in ctx.inputs.values():
         start += read_model(given.path) if given.path.is_dir() else given.path.stat().st_size
     return start, 0
+
+
+def _save(path: Path, state: dict[str, float]) -> None:
+    path.with_suffix(".draft").write_text(json.dumps(state))
+    path.with_suffix(".draft").replace(path)
 
 
 def _tally(config: FakeConfig, name: str, step: int) -> None:
