@@ -6,13 +6,15 @@ The card only: settings and slots. The loop is stages/trainers/ppo.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.config.strict import NOT_IN_KEY, StrictModel
-from pipeline.contract import ArtifactKind, InputSlot, StageContext, StageResult, StageSpec
+from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
+from pipeline.errors import Finding, UserError
 
 
 class PPOConfig(StrictModel):
@@ -149,6 +151,36 @@ def run(ctx: StageContext) -> StageResult:
     return train_ppo(ctx)
 
 
+def check(stage: StageCheck) -> Sequence[Finding]:
+    """Read prompts and reward function without running anything, and see that there is a reward."""
+    from stages.data import read_prompts
+    from stages.runtime.score_function import score_function_findings
+
+    findings = reward_findings(stage.name, stage.config, stage.roles)
+    function, prompts = stage.inputs.get("reward_function"), stage.inputs.get("prompts")
+    if function is not None:
+        findings += score_function_findings(function)
+    if prompts is not None:
+        try:
+            read_prompts(prompts.path)
+        except UserError as error:
+            findings += error.findings
+    return findings
+
+
+def reward_findings(name: str, config: PPOConfig, roles: Collection[str]) -> list[Finding]:
+    """Say whether the roles hold a reward and what the value function is to start from."""
+    findings = []
+    if not {"reward", "reward_function"} & set(roles):
+        message = "there is nothing to reward: neither a reward model nor a reward function is given"
+        hint = "inputs: {reward: <a reward stage>} or {reward_function: <a Python file>}"
+        findings.append(Finding(message, f"stages.{name}.inputs", hint, "no-reward"))
+    if config.value_init == "reward" and "reward" not in roles:
+        message = "value_init is reward, but no reward model is given"
+        findings.append(Finding(message, f"stages.{name}.value_init", "value_init: policy", "no-reward"))
+    return findings
+
+
 SPEC = StageSpec(
     kind="ppo",
     version=1,
@@ -166,6 +198,7 @@ SPEC = StageSpec(
     },
     outputs={"adapter": ArtifactKind.ADAPTER, "value": ArtifactKind.VALUE_MODEL},
     run=run,
+    check=check,
     summary="PPO on one frozen base: policy, reference, reward and value are adapters of it",
     metrics=("objective/kl", "objective/scores", "ppo/iterations", "ppo/eos_rate", "ppo/response_length"),
 )

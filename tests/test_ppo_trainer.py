@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pipeline.config.run import ModelConfig
-from pipeline.contract import ArtifactKind
-from pipeline.errors import ConfigError, DataError, HandOverError, Interrupted, StageFailed
+from pipeline.contract import ArtifactKind, StageCheck
+from pipeline.errors import ConfigError, DataError, HandOverError, Interrupted, ModelError, StageFailed
 from stages.ppo import SPEC, PPOConfig
 from stages.runtime.adapters import named_adapter_parameters
 from stages.runtime.checkpoints import CheckpointFolder, checkpoint_key
@@ -20,7 +23,7 @@ from stages.trainers.ppo_plan import learning_rate_factor, minibatches, prompts_
 from stages.trainers.ppo_roles import POLICY, REFERENCE, REWARD, VALUE, load_roles
 from stages.trainers.ppo_setting import open_setting
 from tests.ppo_setup import TUNING, chain, config, without, written
-from tests.tiny import MODEL_TYPES, ManualStop, stage_context
+from tests.tiny import MODEL_TYPES, ManualStop, as_checkpoint, stage_context
 
 FLOAT32 = ModelConfig(dtype="float32")
 BFLOAT16 = ModelConfig(dtype="bfloat16")
@@ -421,6 +424,42 @@ def test_without_any_reward_the_stage_says_what_to_give(inputs, tmp_path):
         SPEC.run(ctx)
 
     assert [finding.code for finding in caught.value.findings] == ["no-reward", "no-reward"]
+
+
+def test_plan_finds_a_missing_reward_a_bad_function_and_bad_prompts_without_running_anything(
+    inputs, tmp_path
+):
+    ran = tmp_path / "ran"
+    text = f"open({str(ran)!r}, 'w')\ndef other(): pass\n"
+    function = written(tmp_path / "none.py", text, ArtifactKind.FUNCTION)
+    broken = written(tmp_path / "broken.py", "x = 1\ndef score(:\n", ArtifactKind.FUNCTION)
+    prompts = written(tmp_path / "bad.jsonl", '{"prompt": ""}\n', ArtifactKind.PROMPTS)
+    roles = ("base", "policy", "prompts")
+
+    def codes(inputs, *more):
+        return [f.code for f in SPEC.check(StageCheck("ppo", config(), inputs, (*roles, *more)))]
+
+    assert codes({}) == ["no-reward"]
+    assert codes({"reward_function": function}, "reward_function") == ["score-function"]
+    assert codes({"reward_function": broken}, "reward_function") == ["score-function"]
+    assert codes({"prompts": prompts}, "reward") == ["empty_prompt"]
+    assert codes({"prompts": inputs["prompts"]}, "reward") == []
+    assert not ran.exists()
+
+
+def test_a_reward_model_of_another_chat_template_is_refused(inputs, tmp_path):
+    folder = shutil.copytree(inputs["reward"].path, tmp_path / "reward")
+    contract = json.loads((folder / "text.json").read_text())
+    (folder / "text.json").write_text(json.dumps({**contract, "chat_template_sha256": "0" * 64}))
+    other = as_checkpoint(folder, ArtifactKind.REWARD_MODEL)
+
+    with pytest.raises(HandOverError, match="chat template"):
+        open_setting(stage_context(tmp_path, config(), {**inputs, "reward": other}))
+
+
+def test_responses_longer_than_the_bases_positions_are_refused(inputs, tmp_path):
+    with pytest.raises(ModelError, match="positions for 512"):
+        open_setting(stage_context(tmp_path, config(max_new_tokens=500, max_length=900), inputs))
 
 
 def test_prompts_that_are_too_long_are_counted_and_left_out(inputs, tmp_path):

@@ -156,6 +156,15 @@ def vocabulary_findings(tokenizer: PreTrainedTokenizerBase, causal_lm: nn.Module
     return [Finding(message, "", hint, "vocabulary-too-large")]
 
 
+def position_findings(causal_lm: nn.Module, longest: int) -> list[Finding]:
+    """Say whether rows are longer than the base was made for."""
+    limit = getattr(causal_lm_of(causal_lm).config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or longest <= limit:
+        return []
+    message = f"the longest row has {longest} tokens, but the base has positions for {limit}"
+    return [Finding(message, "max_length", f"max_length: {limit}", "too-few-positions")]
+
+
 def _location(source: Checkpoint, model: ModelConfig) -> tuple[str, str | None]:
     """Return what from_pretrained is given: a folder, or a Hub id and its revision."""
     if source.path.is_dir():

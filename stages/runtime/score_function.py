@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contract import Checkpoint
-from pipeline.errors import DataError
+from pipeline.errors import DataError, Finding
 
 FUNCTION_NAME = "score"
 _HINT = f"def {FUNCTION_NAME}(prompt, response, row): return a finite number"
@@ -44,6 +45,32 @@ class ScoreFunction:
             return float(value)
         message = f"{FUNCTION_NAME}() gave {value!r} for the response {response[:40]!r}"
         raise DataError(message, where=str(self.path), hint=_HINT, code="score-function")
+
+
+def score_function_findings(source: Checkpoint) -> list[Finding]:
+    """Say what is wrong with a file as far as reading it can tell; nothing in it is run."""
+    where = source.source or str(source.path)
+    try:
+        tree = ast.parse(source.path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        return [Finding(f"{where} cannot be read: {error}", where, _HINT, "score-function")]
+    except SyntaxError as error:
+        return [Finding(f"{error.msg}", f"{where}:{error.lineno}", _HINT, "score-function")]
+    if FUNCTION_NAME in _top_level_names(tree):
+        return []
+    return [Finding(f"{where} defines no function {FUNCTION_NAME}", where, _HINT, "score-function")]
+
+
+def _top_level_names(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.alias):
+            names.add((node.asname or node.name).split(".")[0])
+    return names
 
 
 def load_score_function(source: Checkpoint) -> ScoreFunction:

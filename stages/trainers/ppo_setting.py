@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.contract import StageContext
-from pipeline.errors import ConfigError, DataError, Finding
+from pipeline.errors import ConfigError, DataError, ModelError
 from stages.data import read_prompts
-from stages.ppo import PPOConfig
-from stages.runtime.chat import ChatText, generation_eos
-from stages.runtime.loading import causal_lm_of, load_tokenizer
+from stages.ppo import PPOConfig, reward_findings
+from stages.runtime.chat import ChatText, check_same_text, generation_eos
+from stages.runtime.loading import (
+    causal_lm_of,
+    load_tokenizer,
+    position_findings,
+    vocabulary_findings,
+)
 from stages.runtime.score_function import ScoreFunction, load_score_function
-from stages.trainers.ppo_roles import Roles, load_roles, value_start
+from stages.trainers.ppo_roles import Roles, load_roles
 from stages.trainers.ppo_rollout import EncodedPrompt
 
 LOGGER = logging.getLogger(__name__)
@@ -40,40 +45,58 @@ def open_setting(ctx: StageContext) -> Setting:
 
     Raises:
         ConfigError: there is no reward source, or the value function is to start from one that is not given.
-        DataError: no prompt is short enough.
+        DataError: a prompt or the reward function cannot be used, or no prompt is short enough.
+        HandOverError: an adapter belongs to another base, or was trained on other text.
+        ModelError: the base cannot be read, or is too small for these prompts.
     """
     config: PPOConfig = ctx.config
-    _check_rewards(ctx)
+    findings = reward_findings(ctx.name, config, ctx.inputs)
+    if findings:
+        raise ConfigError.from_findings(findings)
     source = ctx.inputs.get("reward_function")
     function = load_score_function(source) if source is not None else None
+    rows = read_prompts(ctx.inputs["prompts"].path)
     tokenizer = load_tokenizer(ctx.inputs["policy"], config.model)
     roles = load_roles(ctx.inputs, config)
-    chat = ChatText(tokenizer, generation_eos=generation_eos(causal_lm_of(roles.model)))
     if roles.unpacked_because is not None:
         LOGGER.warning("rows are padded: %s", roles.unpacked_because)
-    rows = read_prompts(ctx.inputs["prompts"].path)
+    stops = generation_eos(causal_lm_of(roles.model))
+    _check_text(ctx, tokenizer, stops)
+    chat = ChatText(tokenizer, generation_eos=stops)
     encoded = [EncodedPrompt(row, tuple(chat.prompt_ids(row.prompt))) for row in rows]
+    kept = _short_enough(encoded, config, where=str(ctx.inputs["prompts"].path))
+    longest = max(len(prompt.ids) for prompt in kept) + config.max_new_tokens
+    unfit = [*vocabulary_findings(tokenizer, roles.model), *position_findings(roles.model, longest)]
+    if unfit:
+        raise ModelError.from_findings(unfit)
+    return Setting(config, roles, tokenizer, chat, kept, function, len(encoded) - len(kept))
+
+
+def _check_text(ctx: StageContext, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> None:
+    """Check that token ids mean the same here as they did to the policy and to the reward model.
+
+    Raises:
+        HandOverError: template, vocabulary or special ids differ; every difference is named.
+    """
+    for role in ("policy", "reward"):
+        if role in ctx.inputs:
+            check_same_text(
+                ctx.inputs[role].path,
+                tokenizer,
+                base=ctx.inputs["base"],
+                generation_eos=stops,
+                where=f"stages.{ctx.name}.inputs.{role}",
+            )
+
+
+def _short_enough(encoded: Sequence[EncodedPrompt], config: PPOConfig, *, where: str) -> list[EncodedPrompt]:
     kept = [prompt for prompt in encoded if len(prompt.ids) <= config.max_prompt_length]
     if not kept:
         shortest = min(len(prompt.ids) for prompt in encoded)
         raise DataError(
             f"no prompt has {config.max_prompt_length} tokens or less; the shortest has {shortest}",
-            where=str(ctx.inputs["prompts"].path),
+            where=where,
             hint=f"max_length: {shortest + config.max_new_tokens} or more, or a smaller max_new_tokens",
             code="prompts-too-long",
         )
-    return Setting(config, roles, tokenizer, chat, kept, function, len(encoded) - len(kept))
-
-
-def _check_rewards(ctx: StageContext) -> None:
-    findings = []
-    if not {"reward", "reward_function"} & ctx.inputs.keys():
-        message = "there is nothing to reward: neither a reward model nor a reward function is given"
-        hint = "inputs: {reward: <a reward stage>} or {reward_function: <a Python file>}"
-        findings.append(Finding(message, f"stages.{ctx.name}.inputs", hint, "no-reward"))
-    if value_start(ctx.inputs, ctx.config) not in ctx.inputs:
-        message = "value_init is reward, but no reward model is given"
-        where = f"stages.{ctx.name}.value_init"
-        findings.append(Finding(message, where, "value_init: policy", "no-reward"))
-    if findings:
-        raise ConfigError.from_findings(findings)
+    return kept

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import (
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -20,7 +19,7 @@ from transformers import (
 )
 
 from pipeline.contract import StageContext, StageResult
-from pipeline.errors import DataError, Finding, HandOverError, ModelError
+from pipeline.errors import DataError, HandOverError, ModelError
 from stages.data import (
     RejectedRow,
     read_demonstrations,
@@ -31,7 +30,7 @@ from stages.data import (
 from stages.runtime.adapters import load_adapter, named_adapter_parameters, new_adapter, save_adapter
 from stages.runtime.chat import ChatText, TextContract
 from stages.runtime.handover import HandOver, prove_hand_over
-from stages.runtime.loading import load_base, load_tokenizer, vocabulary_findings
+from stages.runtime.loading import load_base, load_tokenizer, position_findings, vocabulary_findings
 from stages.runtime.seal import train_sealed
 from stages.sft import SftConfig
 from stages.trainers.loop import unchanged_random_state
@@ -194,15 +193,6 @@ def start_model(
             base, parent, name=ADAPTER, trainable=True, tuning=config.tuning, dropout=dropout
         )
     return model, prove_hand_over(model, parent, policy=ADAPTER)
-
-
-def position_findings(base: PreTrainedModel, longest: int) -> list[Finding]:
-    """Say whether rows are longer than the base was made for."""
-    limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or longest <= limit:
-        return []
-    message = f"the longest row has {longest} tokens, but the base has positions for {limit}"
-    return [Finding(message, "max_length", f"max_length: {limit}", "too-few-positions")]
 
 
 def prove_batch_trains_stop(trainer: AnswerTrainer, chat: ChatText) -> None:
