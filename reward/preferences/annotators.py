@@ -6,7 +6,6 @@ Nobody is judged on fewer than 15 votes, and nobody's agreement on fewer than 10
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,12 +13,13 @@ from reward.preferences.agreement import Ballots, agrees_with_others
 from reward.preferences.checks.settings import CheckSettings
 from reward.preferences.ledger import Ledger, Votes
 from reward.preferences.significance import (
+    RobustScale,
     benjamini_hochberg,
     binomial_at_most,
     binomial_two_sided,
     longest_run_p,
     median,
-    robust_z,
+    robust_scale,
     two_proportions,
 )
 
@@ -76,6 +76,21 @@ class _Person:
     gold: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """What everybody together does."""
+
+    speed: RobustScale | None
+    "Of the median log seconds of people with enough votes."
+    tie_share: RobustScale | None
+    votes: int
+    people: int
+
+
+MIN_POOL = 5
+"People a robust scale needs before anybody is odd beside them."
+
+
 def annotator_rows(ledger: Ledger, votes: Votes, settings: CheckSettings) -> list[AnnotatorRow]:
     """Return a row for each person, the worst agreement first."""
     people = _people(ledger, votes)
@@ -87,23 +102,16 @@ def annotator_rows(ledger: Ledger, votes: Votes, settings: CheckSettings) -> lis
     judged = [number for number, person in enumerate(people) if _is_judged(person, settings)]
     adjusted = dict(zip(judged, benjamini_hochberg([p_low[number] for number in judged]), strict=True))
     speeds = [_log_seconds(person, settings) for person in people]
-    tie_shares = [float((person.value == 0).mean()) for person in people]
-    total = sum(len(person.value) for person in people)
+    known = [speed for speed in speeds if speed is not None]
+    shares = [_tie_share(person) for person in people if len(person.value) >= settings.min_votes]
+    pool = _Pool(
+        robust_scale(known, smallest_sd=0.1),
+        robust_scale(shares, smallest_sd=0.05),
+        sum(len(person.value) for person in people),
+        len(people),
+    )
     rows = [
-        _row(
-            person,
-            settings,
-            p_low=p_low[number],
-            adjusted=adjusted.get(number, 1.0),
-            speed=speeds[number],
-            speeds=[speed for speed in speeds if speed is not None],
-            tie_shares=[
-                share
-                for share, other in zip(tie_shares, people, strict=True)
-                if len(other.value) >= settings.min_votes
-            ],
-            share_of_all=len(person.value) / total if len(people) > 2 else 0.0,
-        )
+        _row(person, settings, pool, p_low=p_low[number], adjusted=adjusted.get(number, 1.0))
         for number, person in enumerate(people)
     ]
     return sorted(rows, key=lambda row: (row.p_low, -row.votes, row.name))
@@ -161,16 +169,12 @@ def _log_seconds(person: _Person, settings: CheckSettings) -> float | None:
     return median(times) if len(times) >= settings.min_votes else None
 
 
+def _tie_share(person: _Person) -> float:
+    return float((person.value == 0).mean())
+
+
 def _row(
-    person: _Person,
-    settings: CheckSettings,
-    *,
-    p_low: float,
-    adjusted: float,
-    speed: float | None,
-    speeds: Sequence[float],
-    tie_shares: Sequence[float],
-    share_of_all: float,
+    person: _Person, settings: CheckSettings, pool: _Pool, *, p_low: float, adjusted: float
 ) -> AnnotatorRow:
     shared = int((person.agrees >= 0).sum())
     agreement = float((person.agrees == 1).sum() / shared) if shared else None
@@ -178,34 +182,10 @@ def _row(
     first = int((person.value[shown] == person.shown[shown]).sum())
     probes = person.gold != 2
     gold = float((person.value[probes] == person.gold[probes]).mean()) if probes.any() else None
-    tie_share = float((person.value == 0).mean())
-    flags: list[str] = []
-    enough = len(person.value) >= settings.min_votes
+    speed = _log_seconds(person, settings)
+    flags = _flags(person, settings, pool, speed=speed)
     if adjusted < settings.bias_p:
-        flags.append("annotator_low_agreement")
-    if enough and _is_fast(person, speed, speeds, settings):
-        flags.append("annotator_fast")
-    if bool((person.seconds > settings.slow_seconds).any()):
-        flags.append("annotator_slow")
-    if enough and _is_straight(person, settings):
-        flags.append("annotator_straightline")
-    if (
-        int(shown.sum()) >= settings.min_votes
-        and binomial_two_sided(first, int(shown.sum())) < settings.bias_p
-    ):
-        flags.append("annotator_position")
-    if (
-        enough
-        and len(tie_shares) >= 5
-        and robust_z(tie_share, tie_shares, smallest_sd=0.05) > settings.robust_sd
-    ):
-        flags.append("annotator_tie")
-    if gold is not None and int(probes.sum()) >= 10 and gold < settings.gold_accuracy:
-        flags.append("gold_probe_fail")
-    if share_of_all > settings.dominance:
-        flags.append("annotator_dominates")
-    if enough and _drifts(person, settings):
-        flags.append("annotator_drift")
+        flags.insert(0, "annotator_low_agreement")
     return AnnotatorRow(
         person.name,
         len(person.value),
@@ -213,20 +193,46 @@ def _row(
         agreement,
         p_low,
         None if speed is None else math.exp(speed),
-        tie_share,
+        _tie_share(person),
         first / int(shown.sum()) if shown.any() else None,
         gold,
         tuple(flags),
     )
 
 
-def _is_fast(person: _Person, speed: float | None, speeds: Sequence[float], settings: CheckSettings) -> bool:
+def _flags(person: _Person, settings: CheckSettings, pool: _Pool, *, speed: float | None) -> list[str]:
+    """Return what is odd about one person, agreement left aside."""
+    enough = len(person.value) >= settings.min_votes
+    shown = (person.shown != 0) & (person.value != 0)
+    first, num_shown = int((person.value[shown] == person.shown[shown]).sum()), int(shown.sum())
+    probes = person.gold != 2
+    failed = probes.sum() >= 10 and (person.value == person.gold)[probes].mean() < settings.gold_accuracy
+    ties = pool.tie_share
+    many_ties = (
+        ties is not None and ties.count >= MIN_POOL and ties.z(_tie_share(person)) > settings.robust_sd
+    )
+    found = {
+        "annotator_fast": enough and _is_fast(person, speed, pool, settings),
+        "annotator_slow": bool((person.seconds > settings.slow_seconds).any()),
+        "annotator_straightline": enough and _is_straight(person, settings),
+        "annotator_position": num_shown >= settings.min_votes
+        and binomial_two_sided(first, num_shown) < settings.bias_p,
+        "annotator_tie": enough and many_ties,
+        "gold_probe_fail": bool(failed),
+        "annotator_dominates": pool.people > 2 and len(person.value) > settings.dominance * pool.votes,
+        "annotator_drift": enough and _drifts(person, settings),
+    }
+    return [name for name, is_odd in found.items() if is_odd]
+
+
+def _is_fast(person: _Person, speed: float | None, pool: _Pool, settings: CheckSettings) -> bool:
     if speed is None:
         return False
     reading = median((person.words / WORDS_PER_SECOND).tolist())
     if math.exp(speed) < settings.fast_reading * reading:
         return True
-    return len(speeds) >= 5 and robust_z(speed, speeds, smallest_sd=0.1) < -settings.robust_sd
+    scale = pool.speed
+    return scale is not None and scale.count >= MIN_POOL and scale.z(speed) < -settings.robust_sd
 
 
 def _is_straight(person: _Person, settings: CheckSettings) -> bool:

@@ -29,6 +29,8 @@ class Ledger:
     response_chars: array[int] = field(default_factory=lambda: array("q"))
     response_words: array[int] = field(default_factory=lambda: array("q"))
     pair_line: array[int] = field(default_factory=lambda: array("q"))
+    pair_first: array[int] = field(default_factory=lambda: array("q"))
+    pair_second: array[int] = field(default_factory=lambda: array("q"))
     pair_source: array[int] = field(default_factory=lambda: array("q"))
     "Index of the source of each side, two numbers a pair; -1 when it is not known."
     vote_pair: array[int] = field(default_factory=lambda: array("q"))
@@ -57,10 +59,10 @@ class Ledger:
         gold_place = {name: place for place, name in enumerate(record.gold or ())}
         judgements = [self._judgement() for _ in record.votes]
         for one, other in itertools.combinations(range(len(sides)), 2):
-            if sides[one] > sides[other]:
+            pair = self._pair(prompt, sides, record, (one, other))
+            if self.pair_first[pair] != sides[one]:
                 one, other = other, one
             ids = record.responses[one].id, record.responses[other].id
-            pair = self._pair(prompt, sides[one], sides[other], record, (one, other))
             wanted = _compare(gold_place, *ids) if record.gold else None
             for vote, judgement in zip(record.votes, judgements, strict=True):
                 places = {name: place for place, tier in enumerate(vote.tiers) for name in tier}
@@ -90,12 +92,15 @@ class Ledger:
             self.response_words.append(text.count(" ") + 1)
         return index
 
-    def _pair(
-        self, prompt: int, first: int, second: int, record: PreferenceRecord, places: tuple[int, int]
-    ) -> int:
-        index = self.pairs.setdefault((prompt, first, second), len(self.pairs))
+    def _pair(self, prompt: int, sides: list[int], record: PreferenceRecord, places: tuple[int, int]) -> int:
+        """Return the index of a pair; its sides stay in the order in which it was seen first."""
+        first, second = sides[places[0]], sides[places[1]]
+        key = (prompt, min(first, second), max(first, second))
+        index = self.pairs.setdefault(key, len(self.pairs))
         if index == len(self.pair_line):
             self.pair_line.append(record.line)
+            self.pair_first.append(first)
+            self.pair_second.append(second)
             for place in places:
                 source = record.responses[place].source
                 known = NOBODY if source is None else self.sources.setdefault(source, len(self.sources))
@@ -110,6 +115,8 @@ class Ledger:
         import numpy as np
 
         keys = np.array(list(self.pairs), dtype=np.int64).reshape(-1, 3)
+        first = np.array(self.pair_first, dtype=np.int64)
+        second = np.array(self.pair_second, dtype=np.int64)
         chars = np.array(self.response_chars, dtype=np.int64)
         words = np.array(self.response_words, dtype=np.int64)
         return Votes(
@@ -124,12 +131,12 @@ class Ledger:
             gold=np.array(self.vote_gold, dtype=np.int64),
             judgement=np.array(self.vote_order, dtype=np.int64),
             pair_prompt=keys[:, 0],
-            pair_first=keys[:, 1],
-            pair_second=keys[:, 2],
+            pair_first=first,
+            pair_second=second,
             pair_line=np.array(self.pair_line, dtype=np.int64),
             pair_source=np.array(self.pair_source, dtype=np.int64).reshape(-1, 2),
-            pair_chars=np.stack([chars[keys[:, 1]], chars[keys[:, 2]]], axis=1),
-            pair_words=np.stack([words[keys[:, 1]], words[keys[:, 2]]], axis=1),
+            pair_chars=np.stack([chars[first], chars[second]], axis=1),
+            pair_words=np.stack([words[first], words[second]], axis=1),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 EXACT_LIMIT = 5000
 Z_95 = 1.959963984540054
@@ -110,11 +111,26 @@ def median(values: Sequence[float]) -> float:
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
-def robust_z(value: float, values: Sequence[float], *, smallest_sd: float = 1e-9) -> float:
-    """Return the distance of a value from the median in robust standard deviations."""
+@dataclass(frozen=True, slots=True)
+class RobustScale:
+    """Where most values lie, whatever a few others do."""
+
+    centre: float
+    sd: float
+    count: int
+
+    def z(self, value: float) -> float:
+        """Return the distance of a value from the centre in robust standard deviations."""
+        return (value - self.centre) / self.sd
+
+
+def robust_scale(values: Sequence[float], *, smallest_sd: float = 1e-9) -> RobustScale | None:
+    """Return median and 1.4826 times the median absolute deviation; None without values."""
+    if not values:
+        return None
     centre = median(values)
-    sd = MAD_TO_SD * median([abs(other - centre) for other in values])
-    return (value - centre) / max(sd, smallest_sd)
+    sd = MAD_TO_SD * median([abs(value - centre) for value in values])
+    return RobustScale(centre, max(sd, smallest_sd), len(values))
 
 
 def longest_run_p(longest: int, trials: int, chance: float) -> float:
