@@ -90,7 +90,7 @@ def prove_hand_over(
         got = probe_logits(model, ids)
     with switch.on(None):
         alone = probe_logits(model, ids)
-        want = alone if stored is None else _parent_logits(model, stored, ids)
+        want = alone if stored is None else _parent_logits(model, stored, ids, policy=policy)
     difference = prove_same_policy(got, want, base=alone, parent=parent)
     kl = 0.0
     if has_reference:
@@ -244,20 +244,26 @@ def probe_logits(model: nn.Module, ids: Tensor) -> Tensor:
         return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
 
 
-def _parent_logits(model: PeftModel, parent: StoredAdapter, ids: Tensor) -> Tensor:
-    """Return the logits of the base with the parent's stored weights added by hand at every layer."""
-    with _added_by_hand(causal_lm_of(model), parent):
+def _parent_logits(model: PeftModel, parent: StoredAdapter, ids: Tensor, *, policy: str) -> Tensor:
+    """Return the logits of the base with the parent's stored weights added by hand at every layer.
+
+    They are filled up with zeros to the policy's rank: the same sums in the same order, so that the
+    rounding of bf16, which grows from layer to layer, is the same too.
+    """
+    with _added_by_hand(causal_lm_of(model), parent, rank=int(model.peft_config[policy].r)):
         return probe_logits(model, ids)
 
 
 @contextmanager
-def _added_by_hand(inner: nn.Module, parent: StoredAdapter) -> Iterator[None]:
+def _added_by_hand(inner: nn.Module, parent: StoredAdapter, *, rank: int) -> Iterator[None]:
     """y + scale * (x A^T) B^T at every layer that the parent's file names; adapters must be disabled."""
     hooks = []
     try:
         for key in sorted(key for key in parent.tensors if key.endswith(".lora_A.weight")):
             path = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-            down, up = parent.tensors[key], parent.tensors[key.replace(".lora_A.", ".lora_B.")]
+            more = max(0, rank - parent.rank)
+            down = nn.functional.pad(parent.tensors[key], (0, 0, 0, more))
+            up = nn.functional.pad(parent.tensors[key.replace(".lora_A.", ".lora_B.")], (0, more))
             hooks.append(inner.get_submodule(path).register_forward_hook(_adding(down, up, parent.scale)))
         yield
     finally:
