@@ -266,7 +266,10 @@
     const to = words(place.textContent);
     place.replaceChildren(place.textContent);
     if (reference === null || to.length > MOST_WORDS) return;
-    const same = kept(words(reference).slice(0, MOST_WORDS), to);
+    // Spaces are shown, not compared.
+    const at = to.map((_, j) => j).filter((j) => to[j].trim());
+    const from = words(reference).filter((word) => word.trim()).slice(0, MOST_WORDS);
+    const same = new Set([...kept(from, at.map((j) => to[j]))].map((order) => at[order]));
     place.replaceChildren(...to.map((word, j) => {
       if (same.has(j) || !word.trim()) return word;
       const mark = document.createElement("mark");

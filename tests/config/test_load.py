@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.load import load_run
+from pipeline.config.overrides import apply
 from pipeline.config.schema import run_schema
 from pipeline.config.source import plain_scalar, read
 from tests import fake_cards
@@ -134,9 +135,13 @@ def test_overrides_set_single_keys_and_later_ones_win(tmp_path):
 
 
 def test_overrides_do_not_change_the_source_they_start_from(tmp_path):
-    load(tmp_path, GOOD, "dpo.beta=1")
+    (tmp_path / "run.yaml").write_text(GOOD)
+    source = read(tmp_path / "run.yaml")
 
-    assert load_run(tmp_path / "run.yaml").stage_configs["dpo"].beta == 0.2
+    changed = apply(source, ["dpo.beta=1"])
+
+    assert changed.values["stages"]["dpo"]["beta"] == 1
+    assert source.values["stages"]["dpo"]["beta"] == 0.2
 
 
 def test_where_names_the_line_the_command_line_or_the_nearest_parent(tmp_path):

@@ -67,5 +67,12 @@ def test_a_series_keeps_the_last_value_of_a_repeated_step_in_order(tmp_path):
     assert series["kl"].steps == [2]
 
 
+def test_steps_rise_even_when_a_second_attempt_logged_at_other_steps(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(text(10, loss=3.0) + text(20, loss=2.0) + text(15, loss=2.5))
+
+    assert read_series(path)["loss"].steps == [10, 15, 20]
+
+
 def test_a_missing_file_has_no_lines(tmp_path):
     assert list(read_lines(tmp_path / "none.jsonl")) == []
