@@ -17,6 +17,8 @@ class RewardConfig(PairTrainingConfig):
     "Ask for the margin that a pair's row names, when it names one."
     center_rewards_coefficient: float = Field(0.01, ge=0)
     "Weight of (chosen + rejected)^2, which keeps scores around 0; 0 is off."
+    num_probes: int = Field(64, ge=0)
+    "Held-out responses that the card's probes (empty, repeated, misplaced ...) are made from; 0 is off."
     include_ties: bool = True
     "Also train on pairs whose votes are even, with label 0.5: their scores are pulled together."
 
@@ -43,7 +45,7 @@ SPEC = StageSpec(
         ),
         "mapping": InputSlot((ArtifactKind.TEXT,), required=False, help="YAML that says how to read them"),
     },
-    outputs={"reward_model": ArtifactKind.REWARD_MODEL},
+    outputs={"reward_model": ArtifactKind.REWARD_MODEL, "card": ArtifactKind.TABLE},
     run=run,
     summary="reward model: Bradley-Terry loss on preference pairs, with a report card",
     metrics=(

@@ -86,6 +86,10 @@ def test_the_card_lies_beside_the_weights_and_agrees_with_the_metrics(trained):
     assert card["accuracy"] == result.metrics["accuracy"]
     assert card["floors"]["length"] == result.metrics["length_floor"]
     assert set(SPEC.metrics) <= result.metrics.keys()
+    assert card["probes"]["empty"]["num_rows"] == min(64, result.metrics["num_pairs"])
+    assert set(card["probes"]) >= {"empty", "repeated three times", "a line break added"}
+    table = json.loads((result.outputs["card"] / "table.json").read_text())
+    assert table["rows"][0][:2] == ["accuracy", f"{card['accuracy']:.3f}"]
 
 
 def test_the_stored_head_and_adapter_give_the_same_scores_to_1e_6(trained, tiny_base):

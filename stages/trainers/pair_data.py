@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.contract import Checkpoint
 from pipeline.errors import DataError
 from reward.preferences.pairs import Pair, PairSet, load_pairs
+from reward.preferences.records import Prompt, prompt_text
 from reward.preferences.split import split_groups
 from stages.pair_config import PairTrainingConfig
 from stages.runtime.chat import ChatText
@@ -36,6 +37,8 @@ class TokenPair:
     share: float = 1.0
     "Share of the votes for chosen, whatever the label became."
     votes: int = 1
+    source: Prompt = ""
+    "The prompt as the file gives it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +126,10 @@ def _tokenise(
     for pair in pairs:
         unit = units.setdefault((pair.line, pair.group), len(units))
         try:
-            if pair.group not in prompts:
-                prompts[pair.group] = tuple(chat.prompt_ids(pair.prompt))
-            tokens = _token_pair(pair, prompts[pair.group], config, chat, unit=unit)
+            text = prompt_text(pair.prompt)
+            if text not in prompts:
+                prompts[text] = tuple(chat.prompt_ids(pair.prompt))
+            tokens = _token_pair(pair, prompts[text], config, chat, unit=unit)
         except DataError as error:
             LOGGER.warning("line %d is set aside: %s", pair.line, error)
             dropped["unwritable"] += 1
@@ -160,6 +164,7 @@ def _token_pair(
         rejected_text=pair.rejected,
         share=pair.label,
         votes=pair.votes,
+        source=pair.prompt,
     )
 
 

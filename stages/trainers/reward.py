@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.canonical import finite
 from pipeline.contract import StageContext, StageResult
-from reward.card import ScoredPair, headline, length_wins, report_card
+from reward.card import headline
 from reward.loss import bradley_terry_loss
 from reward.model import ScoreHead
 from stages.reward import RewardConfig
@@ -23,8 +18,7 @@ from stages.trainers.loop import LossOutput, train
 from stages.trainers.pair_data import PairData, TokenPair, open_pair_data
 from stages.trainers.pair_model import REWARD, PairModel, open_pair_model
 from stages.trainers.pairs import PairBatch, PairSchedule, make_batches
-
-CARD_FILE = "card.json"
+from stages.trainers.reward_card import make_card, write_card
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +85,7 @@ def train_reward(ctx: StageContext) -> StageResult:
             evaluate=lambda: _held_out_metrics(trainer, data),
             eval_steps=config.eval_steps,
         )
-        card = make_card(trainer, data)
+        card = make_card(trainer.score_pairs, data, parts.chat, num_probes=config.num_probes)
     folder = save_adapter(
         parts.model,
         ctx.output_dir / "reward_model",
@@ -100,10 +94,11 @@ def train_reward(ctx: StageContext) -> StageResult:
         tokenizer=parts.tokenizer,
         head=head.tensors(),
     )
-    write_card(folder / CARD_FILE, card)
+    outputs = {"reward_model": folder, "card": ctx.output_dir / "card"}
+    write_card(card, model_folder=folder, table_folder=outputs["card"])
     metrics = {**summary.metrics, **parts.hand_over.metrics(), **headline(card), **data.counts}
     notes = (*parts.notes, *data.notes, *card["flags"], *summary.notes)
-    return StageResult({"reward_model": folder}, {k: float(v) for k, v in metrics.items()}, notes)
+    return StageResult(outputs, {k: float(v) for k, v in metrics.items()}, notes)
 
 
 def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, tuple[float, float]]:
@@ -119,47 +114,6 @@ def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, tuple[float, f
     }
 
 
-def make_card(trainer: RewardTrainer, data: PairData) -> dict[str, Any]:
-    """Measure the model on the held-out pairs, against what the training pairs alone would say."""
-    chosen, rejected = trainer.score_pairs(data.held_out)
-    majority = majority_rule(data.train)
-    scored = [
-        ScoredPair(
-            chosen_score=one,
-            rejected_score=other,
-            chosen_length=len(pair.chosen_text),
-            rejected_length=len(pair.rejected_text),
-            share=pair.share,
-            majority=_prefers(majority, pair),
-            votes=pair.votes,
-        )
-        for pair, one, other in zip(data.held_out, chosen, rejected, strict=True)
-    ]
-    decided = [pair for pair in data.train if pair.share > 0.5]
-    longer = length_wins([(len(pair.chosen_text), len(pair.rejected_text)) for pair in decided]) >= 0.5
-    return report_card(scored, longer_is_better=longer)
-
-
-def majority_rule(pairs: Sequence[TokenPair]) -> dict[str, float]:
-    """Return the share of its votes that each response text won in the training pairs."""
-    wins: dict[str, list[float]] = defaultdict(list)
-    for pair in pairs:
-        wins[pair.chosen_text].append(pair.share)
-        wins[pair.rejected_text].append(1 - pair.share)
-    return {text: sum(shares) / len(shares) for text, shares in wins.items()}
-
-
-def write_card(path: Path, card: dict[str, Any]) -> None:
-    """Write a card as JSON; a number that is not finite becomes a string."""
-    path.write_text(json.dumps(_plain(card), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _prefers(majority: dict[str, float], pair: TokenPair) -> float:
-    """Return 1 when the rule prefers chosen, 0 when rejected, 0.5 when it has nothing to say."""
-    chosen, rejected = majority.get(pair.chosen_text, 0.5), majority.get(pair.rejected_text, 0.5)
-    return 0.5 if chosen == rejected else float(chosen > rejected)
-
-
 def _held_out_metrics(trainer: RewardTrainer, data: PairData) -> dict[str, float]:
     if not data.held_out:
         return {}
@@ -167,11 +121,3 @@ def _held_out_metrics(trainer: RewardTrainer, data: PairData) -> dict[str, float
     losses = bradley_terry_loss(chosen, rejected, labels=torch.tensor([pair.label for pair in data.held_out]))
     means = {name: total / count for name, (total, count) in reward_metrics(chosen, rejected).items()}
     return {f"eval_{name}": value for name, value in means.items()} | {"eval_loss": float(losses.mean())}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return finite(value) if isinstance(value, float) else value

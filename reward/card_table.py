@@ -1,0 +1,69 @@
+"""The report card as a table for people: what a run prints and the HTML report shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+COLUMNS = ("measure", "value", "remark")
+_FLOORS = {"chance": "a coin", "length": "length alone", "majority": "what the same text won in training"}
+
+
+def card_table(card: Mapping[str, Any], *, title: str = "Reward model on held-out pairs") -> dict[str, Any]:
+    """Return a card as {title, columns, rows, notes}; measures without a value are left out."""
+    rows = [list(row) for row in _rows(card) if row[1] is not None]
+    return {"title": title, "columns": list(COLUMNS), "rows": rows, "notes": list(card["flags"])}
+
+
+def _rows(card: Mapping[str, Any]) -> Iterator[Sequence[str | None]]:
+    interval = f"95 %: {card['accuracy_low']:.3f} to {card['accuracy_high']:.3f}, {card['num_pairs']} pairs"
+    yield "accuracy", _number(card["accuracy"]), interval
+    for name, meaning in _FLOORS.items():
+        yield f"floor: {name}", _number(card["floors"][name]), meaning
+    yield "ceiling: people", _number(card["ceiling"]), "one judge against the others of the same pair"
+    yield from _calibration(card.get("calibration", {}))
+    margins = card.get("margins")
+    if margins:
+        yield (
+            "margin",
+            _number(margins["mean"]),
+            f"sd {margins['sd']:.3g}, 5-95 %: {margins['p05']:.3g} to {margins['p95']:.3g}",
+        )
+    yield from _groups(card)
+    for point in card.get("coverage", ()):
+        if point["coverage"] in (0.5, 0.25):
+            yield f"surest {point['coverage']:.0%}", _number(point["accuracy"]), f"{point['num_pairs']} pairs"
+    for name, probe in card.get("probes", {}).items():
+        should = "should score lower" if probe["should"] == "lose" else "should score the same"
+        yield f"probe: {name}", f"{probe['shift']:+.3f}", f"higher in {probe['preferred']:.0%}; {should}"
+
+
+def _calibration(block: Mapping[str, Any]) -> Iterator[Sequence[str | None]]:
+    remarks = {
+        "auc": "chosen scores above rejected, across prompts",
+        "ece": "distance of confidence and accuracy, 15 equal groups",
+        "brier": "squared error of the probability; a coin gives 0.25",
+        "log_loss": "nats; a coin gives 0.693",
+        "temperature": "above 1: surer than right",
+    }
+    for name, remark in remarks.items():
+        if name in block:
+            yield name.replace("_", "-"), _number(block[name]), remark
+
+
+def _groups(card: Mapping[str, Any]) -> Iterator[Sequence[str | None]]:
+    parts = {
+        "longer is right": card.get("length", {}).get("longer_is_right"),
+        "longer is wrong": card.get("length", {}).get("longer_is_wrong"),
+        **{f"votes {share}": part for share, part in card.get("by_vote_share", {}).items()},
+        **{f"subset {name}": part for name, part in card.get("by_subset", {}).items()},
+    }
+    for name, part in parts.items():
+        if part and part["num_pairs"]:
+            spread = f"95 %: {part['accuracy_low']:.3f} to {part['accuracy_high']:.3f}"
+            yield f"accuracy, {name}", _number(part["accuracy"]), f"{spread}, {part['num_pairs']} pairs"
+
+
+def _number(value: Any) -> str | None:
+    return f"{value:.3f}" if isinstance(value, float | int) and math.isfinite(value) else None
