@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import rfc8785
 
 from pipeline.errors import StoreError
 
+Migrations = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
 LARGEST_DOCUMENT_BYTES = 16 * 2**20
 DEEPEST_NESTING = 32
 
@@ -48,8 +49,19 @@ def sealed(document: Mapping[str, Any]) -> bytes:
     return _readable({**body, "self": digest(body)})
 
 
-def read_sealed(path: Path, *, type_name: str, version: int) -> dict[str, Any]:
+def read_sealed(
+    path: Path, *, type_name: str, version: int, migrations: Migrations | None = None
+) -> dict[str, Any]:
     """Read a document that `sealed` wrote and prove that no byte of it changed.
+
+    Args:
+        path: the file.
+        type_name: the `type` that it must have.
+        version: the newest version that this program reads; older ones are brought up to it.
+        migrations: version -> function that brings a document of it to the next one.
+
+    Returns:
+        The document as of `version`, with the `self` of the file as written.
 
     Raises:
         StoreError: missing, too large, not JSON, of another type or a newer version,
@@ -69,6 +81,23 @@ def read_sealed(path: Path, *, type_name: str, version: int) -> dict[str, Any]:
     body = {name: value for name, value in document.items() if name != "self"}
     if document.get("self") != digest(body) or data != _readable(document):
         raise StoreError("the bytes changed since they were written", where=str(path), code="damaged")
+    return migrated(document, version=version, migrations=migrations or {}, where=str(path))
+
+
+def migrated(
+    document: dict[str, Any], *, version: int, migrations: Migrations, where: str = ""
+) -> dict[str, Any]:
+    """Bring a document of an older version up to date, one version after another.
+
+    Raises:
+        StoreError: no way leads from its version to this one.
+    """
+    while document["version"] < version:
+        step = migrations.get(document["version"])
+        if step is None:
+            message = f"version {document['version']} of {document.get('type')} is not read any more"
+            raise StoreError(message, where=where, code="older-version")
+        document = {**step(document), "version": document["version"] + 1}
     return document
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.canonical import read_sealed, sealed
+from pipeline.canonical import Migrations, read_sealed, sealed
 from pipeline.config.strict import StrictModel
 from pipeline.contract import ArtifactKind
 from pipeline.errors import StoreError
@@ -20,6 +20,8 @@ from pipeline.paths import check_distinct, check_relative, is_digest
 
 RECORD_TYPE = "stage-record"
 RECORD_VERSION = 1
+MIGRATIONS: Migrations = {}
+"Version -> function that brings a record of it to the next. Files are never rewritten."
 PACKAGES = (
     *("triptych-rlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
     *("safetensors", "tokenizers", "huggingface-hub", "numpy", "pydantic"),
@@ -152,7 +154,7 @@ def read_record(path: Path) -> StageRecord:
     Raises:
         StoreError: missing, changed, of a newer version, or contradicting itself.
     """
-    document = read_sealed(path, type_name=RECORD_TYPE, version=RECORD_VERSION)
+    document = read_sealed(path, type_name=RECORD_TYPE, version=RECORD_VERSION, migrations=MIGRATIONS)
     try:
         return StageRecord.model_validate({name: value for name, value in document.items() if name != "self"})
     except (ValidationError, StoreError) as error:

@@ -67,6 +67,9 @@ class Runner:
             held(lock, holder(self._name), waiting=self._waits),
             self._stop.listening(lambda: self._display.say(_STOPPING)),
         ):
+            # gc holds this lock while it deletes: a run that has begun keeps it from starting.
+            with held(self._store.lock_path("store"), holder(self._name), waiting=self._waits_for_store):
+                pass
             plan = self._plan()
             self._ledger = Ledger(self._run, plan.wiring.stages, self._store)
             folder = self._store.run_folder(self._name)
@@ -165,6 +168,9 @@ class Runner:
         if self._exit_code in (ExitCode.OK, ExitCode.GATE_CLOSED):
             self._exit_code = failure.exit_code
         self._display.say(f"{wired.name}: {failure.outcome}; its log is {answer.log}")
+
+    def _waits_for_store(self, other: str) -> None:
+        self._display.say(f"waiting: {other} is at work on the store")
 
     def _waits(self, other: str) -> None:
         self._display.say(f"waiting: {other} is at work on a run of this name")

@@ -19,6 +19,7 @@ from pipeline.verify import verify_run, verify_stages, verify_store
 from tests.fakes.engine import Engine
 
 FLIPS = 60
+MANY_FLIPS = 500
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +66,15 @@ def test_an_untouched_store_verifies_wherever_it_is_copied(finished: Engine, tmp
     assert verdict.not_checked == ()
 
 
+@pytest.mark.parametrize("flips", [FLIPS, pytest.param(MANY_FLIPS, marks=pytest.mark.slow)])
 def test_every_random_bit_flip_in_any_committed_file_is_found_and_named(
-    finished: Engine, tmp_path: Path
+    finished: Engine, tmp_path: Path, flips: int
 ) -> None:
     store = _copy(finished, tmp_path / "copy")
     chance = random.Random(7)
     files = _committed(store)
 
-    for number in range(FLIPS):
+    for number in range(flips):
         path = files[number % len(files)]
         bit = chance.randrange(path.stat().st_size * 8)
         _flip(path, bit)

@@ -19,6 +19,10 @@ COMMANDS = {
     "report": ("pipeline.cli.report", "write one HTML page about a run"),
     "compare": ("pipeline.cli.compare", "set two runs side by side"),
     "track": ("pipeline.cli.track", "send a finished run to W&B, TensorBoard or MLflow"),
+    "gc": ("pipeline.cli.gc", "show or delete what no run and no pin needs"),
+    "export-run": ("pipeline.cli.export_run", "copy a run and all it was made from into a folder"),
+    "import-run": ("pipeline.cli.import_run", "take in such a folder; nothing in it is trusted"),
+    "provenance": ("pipeline.cli.provenance", "state how files came to be, in in-toto's words"),
     "data": ("pipeline.cli.data", "check and describe preference files"),
     "schema": ("pipeline.cli.schema", "print the JSON schema of run files, for editors"),
 }

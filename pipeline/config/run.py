@@ -8,6 +8,9 @@ from pydantic import Field
 
 from pipeline.config.strict import BY_CONTENT, NOT_IN_KEY, StrictModel
 
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"What may be a run's name: safe as the name of a folder everywhere."
+
 
 class ModelConfig(StrictModel):
     """The base model that every stage shares. A stage may override single keys."""
@@ -74,7 +77,7 @@ class StageEntry(StrictModel):
 class RunConfig(StrictModel):
     """A whole run: one YAML file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=RUN_NAME)
     "Name of the run: its folder in the store and its group in W&B."
     seed: int = Field(42, ge=0, le=2**32 - 1)
     "Seed of every stage that does not set its own."
