@@ -92,8 +92,10 @@ def test_a_widened_policy_passes_in_a_deep_model_whatever_the_rounding(tmp_path:
     model = load_base(deep, ModelConfig(dtype=dtype))
 
     model = load_adapter(model, parent, name="policy", trainable=True, tuning=wider)
+    model = load_adapter(model, parent, name="ref", trainable=False, tuning=wider)
 
-    assert prove_hand_over(model, parent, policy="policy").logit_difference == 0.0
+    proof = prove_hand_over(model, parent, policy="policy", reference="ref", has_reference=True)
+    assert (proof.logit_difference, proof.kl) == (0.0, 0.0)
 
 
 def test_an_adapter_that_was_silently_reset_is_caught(tiny_base: Checkpoint, sft: Checkpoint) -> None:

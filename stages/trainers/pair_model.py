@@ -90,7 +90,8 @@ def open_pair_model(ctx: StageContext, *, name: str, with_reference: bool) -> Pa
     check_same_text(policy.path, tokenizer, base=base, generation_eos=stops, where=ctx.name)
     model = load_adapter(causal_lm, policy, name=name, trainable=True, tuning=config.tuning)
     if with_reference:
-        model = load_adapter(model, policy, name=REFERENCE, trainable=False)
+        # At the policy's own rank: other sums would round differently in bf16.
+        model = load_adapter(model, policy, name=REFERENCE, trainable=False, tuning=config.tuning)
     switch = AdapterSwitch(model)
     switch.self_test()
     proof = prove_hand_over(

@@ -116,7 +116,8 @@ def load_roles(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> Roles:
     """
     base = load_base(inputs["base"], config.model, config.tuning)
     model = load_adapter(base, inputs["policy"], name=POLICY, trainable=True, tuning=config.tuning)
-    load_adapter(model, inputs["policy"], name=REFERENCE, trainable=False)
+    # At the policy's own rank: other sums would round differently in bf16.
+    load_adapter(model, inputs["policy"], name=REFERENCE, trainable=False, tuning=config.tuning)
     output_head = OutputHead.of(model, backbone=backbone(model))
     hidden_size, device = output_head.weight.shape[1], output_head.weight.device
     start = value_start(inputs, config)
