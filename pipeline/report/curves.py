@@ -55,6 +55,11 @@ class Chart:
     against: str = ""
     "Metric on the horizontal axis; empty for the step."
 
+    @property
+    def lone(self) -> bool:
+        """Tell whether there is but one point, which a table shows better."""
+        return self.num_points == 1
+
 
 def charts_of(stages: Sequence[StageView]) -> dict[str, list[Chart]]:
     """Return each stage's charts, together within the page's budget of points."""

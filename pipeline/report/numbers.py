@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
+_INTERVAL = re.compile(r"([+\-−]?[0-9][0-9.\u202f]*(?:e[\-−]?[0-9]+)?(?: ?%)?)(?: (\[[^\]]*\]))?")
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -27,8 +29,20 @@ def short(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a cell is to be set as a number."""
+    """Tell whether a value is a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_amount(value: Any) -> bool:
+    """Tell whether a cell is to be set as a number: it is one, or its text begins like one."""
+    return is_number(value) or isinstance(value, (list, tuple)) or _INTERVAL.fullmatch(str(value)) is not None
+
+
+def value_and_interval(value: Any) -> tuple[str, str]:
+    """Return a cell's text in two parts, the second its interval in brackets, if it has one."""
+    text = short(value).replace("-", "−") if is_amount(value) and isinstance(value, str) else short(value)
+    found = _INTERVAL.fullmatch(text)
+    return (found[1], found[2] or "") if found else (text, "")
 
 
 def size(num_bytes: int) -> str:

@@ -26,6 +26,7 @@ HEADLINES = (
     *("margin_mean", "rewards/accuracies", "rewards/margins", "loss"),
 )
 "Final metrics that stand in the table of stages, by weight."
+FAMILIES = ("gold/", "win_rate/")
 ASIDE = ("handover/", "num_", "grad_norm", "learning_rate", "tokens_")
 THROUGHPUT = ("tokens_per_second", "samples_per_second")
 REFRESH_SECONDS = 20
@@ -36,7 +37,7 @@ def render(run: RunView) -> str:
     style = (HERE / "page.css").read_text(encoding="utf-8")
     script = (HERE / "page.js").read_text(encoding="utf-8")
     charts = charts_of(run.stages)
-    curves = [chart.points for found in charts.values() for chart in found]
+    curves = [chart.points for found in charts.values() for chart in found if not chart.lone]
     return (
         _environment()
         .get_template("page.html.jinja")
@@ -68,6 +69,7 @@ def _environment() -> Environment:
         "size": numbers.size,
         "duration": numbers.duration,
         "digest": numbers.digest,
+        "value_and_interval": numbers.value_and_interval,
     }
     environment.tests["numeric"] = numbers.is_number
     environment.globals |= {
@@ -95,8 +97,13 @@ def throughput(stage: StageView) -> float | None:
 
 
 def headline(stage: StageView) -> list[tuple[str, float]]:
-    """Return the three final metrics that say most about a stage."""
-    known = [name for name in HEADLINES if name in stage.metrics]
+    """Return the three final metrics that say most about a stage.
+
+    Of a family such as gold/MODEL the highest come first.
+    """
+    falling = sorted(stage.metrics, key=lambda name: -stage.metrics[name])
+    families = [name for family in FAMILIES for name in falling if name.startswith(family)]
+    known = families or [name for name in HEADLINES if name in stage.metrics]
     others = [name for name in stage.metrics if name not in HEADLINES and not name.startswith(ASIDE)]
     return [(name, stage.metrics[name]) for name in [*known, *others][:3]]
 

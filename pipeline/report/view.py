@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.report.numbers import is_number
+from pipeline.report.numbers import is_amount
 from pipeline.tracking.lines import Series
 
 State = Literal["ran", "reused", "running", "failed", "interrupted", "blocked", "waiting", "damaged"]
@@ -70,12 +70,7 @@ class TableView:
     @property
     def number_columns(self) -> set[int]:
         """Indices of the columns that hold numbers, to be set flush right."""
-        return {
-            index
-            for row in self.rows
-            for index, value in enumerate(row)
-            if index and (is_number(value) or isinstance(value, (list, tuple)))
-        }
+        return {index for row in self.rows for index, value in enumerate(row) if index and is_amount(value)}
 
 
 @dataclass(frozen=True, slots=True)

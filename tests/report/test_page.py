@@ -17,8 +17,8 @@ import pytest
 
 from pipeline.report.curves import MAX_POINTS, charts_of, thin
 from pipeline.report.lineage import lay_out
-from pipeline.report.numbers import duration, short, size
-from pipeline.report.page import render
+from pipeline.report.numbers import duration, short, size, value_and_interval
+from pipeline.report.page import headline, render
 from pipeline.report.view import Answer, SamplesView, SampleView, StageView, TableView
 from pipeline.tracking.lines import Series
 from tests.report.sample_run import curve, demo, stage
@@ -288,6 +288,50 @@ def test_no_two_boxes_of_a_graph_overlap():
 )
 def test_numbers_are_written_short(value, text):
     assert short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("cell", "parts"),
+    [
+        ("0.100 [0.000, 0.300]", ("0.100", "[0.000, 0.300]")),
+        ("-0.36 [-0.51, -0.19]", ("−0.36", "[−0.51, −0.19]")),
+        ([0.7, 0.6, 0.8], ("0.7", "[0.6, 0.8]")),
+        ("+1.5", ("+1.5", "")),
+        ("48 %", ("48 %", "")),
+        (0.5, ("0.5", "")),
+        (None, ("–", "")),
+        ("base few-shot", ("base few-shot", "")),
+        ("2 models", ("2 models", "")),
+    ],
+)
+def test_a_cell_is_parted_into_its_value_and_its_interval(cell, parts):
+    assert value_and_interval(cell) == parts
+
+
+def test_columns_of_numbers_are_set_flush_right_however_they_are_written():
+    table = TableView(
+        "e", "t", ["model", "a", "b", "c", "d"], [["sft", 1.0, "0.1 [0, 1]", "free text", None]]
+    )
+
+    assert table.number_columns == {1, 2}
+
+
+def test_the_table_of_stages_shows_the_best_models_of_an_evaluation():
+    metrics = {"distinct_2/sft": 1.0, "gold/base": 0.1, "gold/ppo": 0.8, "gold/sft": 0.5, "gold/dpo": 0.7}
+
+    shown = headline(StageView("evaluate", "evaluate", "ran", metrics=metrics))
+
+    assert shown == [("gold/ppo", 0.8), ("gold/dpo", 0.7), ("gold/sft", 0.5)]
+
+
+def test_a_metric_logged_once_stands_in_the_table_only():
+    once = stage("sft", "sft", {}, {"loss": curve(1, 0), "eval_loss": Series([3], [0.5], [0.0])})
+
+    page = Page(render(replace(demo(), stages=[once])))
+
+    assert len(page.all("figure")) == 1
+    assert len(json.loads(page.blocks["script"][0])) == 1
+    assert "with 1 logged once" in page.words
 
 
 def test_sizes_and_times_are_written_for_people():
