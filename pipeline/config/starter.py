@@ -28,7 +28,7 @@ DATA = {
     ArtifactKind.TEXT: "data/corpus.txt",
 }
 "Where a starter file looks for data of a kind."
-DEFAULT_STAGES = ("sft", "reward", "dpo", "ppo")
+DEFAULT_STAGES = ("sft", "reward", "dpo", "ppo", "evaluate")
 
 
 def starter(*, name: str, model: str | None, stages: Sequence[str] = DEFAULT_STAGES) -> str:

@@ -46,3 +46,11 @@ def test_every_setting_of_a_card_has_a_help_text(kind):
 
 def test_every_key_of_a_run_file_has_a_help_text():
     assert [name for name, text in fields_of(RunConfig) if not (text or "").strip()] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_metric_that_a_gate_may_use_is_explained(kind):
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+    silent = [name for name in registry.find(kind).metrics if f"`{name}`" not in page]
+    assert silent == []
