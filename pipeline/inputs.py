@@ -222,8 +222,7 @@ class _Wirer:
     def _digest(self, path: Path, kind: ArtifactKind) -> str:
         resolved = path.resolve()
         if resolved not in self.digests:
-            digest = model_digest if kind in MODEL_KINDS else content_digest
-            self.digests[resolved] = digest(resolved, hash_file=self.hash_file)
+            self.digests[resolved] = origin_digest(resolved, kind, self.hash_file)
         return self.digests[resolved]
 
     def _from_hub(self, text: str, slot: InputSlot, where: str, revision: str | None = None) -> Origin | None:
@@ -290,6 +289,16 @@ class _Wirer:
 
     def _note(self, message: str, key: str, *, hint: str = "", code: str) -> None:
         self.findings.append(Finding(message, self.run.where(key), hint, code))
+
+
+def origin_digest(path: Path, kind: ArtifactKind, hash_file: HashFile) -> str:
+    """Return the content digest of a user's file or folder, as keys hold it.
+
+    Raises:
+        StoreError: it is gone, or holds links or devices.
+    """
+    digest = model_digest if kind in MODEL_KINDS else content_digest
+    return digest(path, hash_file=hash_file)
 
 
 def kind_of_path(path: Path, allowed: Sequence[ArtifactKind]) -> ArtifactKind:

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from pipeline.contract import Checkpoint
 from pipeline.display import Display
-from pipeline.errors import StoreError, VerificationFailed
+from pipeline.errors import ExitCode, Finding, StoreError, VerificationFailed
 from pipeline.fingerprint import FileDigest, describe, stage_key
-from pipeline.inputs import FromUser, Origin, WiredStage
+from pipeline.inputs import FromUser, Origin, WiredStage, origin_digest
 from pipeline.launch import Listener, StopRequests, launch
 from pipeline.locks import Holder, held
 from pipeline.plan import input_fingerprints, recipe_of
@@ -143,12 +143,31 @@ class StageMaker:
             self.display.progress(wired.name, step, total, text)
 
         failure = self.launch(work, listen=listen, stop=self.stop, lock=self._lock(f"worker-{key}"))
+        if failure is None:
+            failure = self._changed_under_way(wired)
+            if failure is not None:
+                # Checkpoints and outputs saw the edited file: the old one must not find them.
+                disk.remove(work.path / "result.json")
+                disk.remove_tree(work.scratch)
+                disk.remove_tree(work.output)
         outcome = failure.outcome if failure else "complete"
         detail = failure.findings[0].message if failure else ""
         changes = {"ended": timestamp(), "outcome": outcome, "detail": detail}
         attempts = (*before, attempt.model_copy(update=changes))
         work.write_attempts(disk, attempts)
         return failure, attempts
+
+    def _changed_under_way(self, wired: WiredStage) -> Failure | None:
+        """Refuse a result whose inputs were edited while it was made: its key would not be true."""
+        findings = []
+        for role, origin in wired.inputs.items():
+            if not isinstance(origin, FromUser) or origin.path is None or origin.model is not None:
+                continue
+            if origin_digest(origin.path, origin.kind, self.store.digests) != origin.fingerprint:
+                message = f"input {role!r} ({origin.written}) changed while the stage ran"
+                hint = "run the same command; the stage is made anew from the file as it is now"
+                findings.append(Finding(message, str(origin.path), hint, "input-changed"))
+        return Failure("user-error", tuple(findings), ExitCode.USER_ERROR) if findings else None
 
     def _request(self, wired: WiredStage, key: str) -> Request:
         inputs = {role: InputRequest.of(self._checkpoint(origin)) for role, origin in wired.inputs.items()}

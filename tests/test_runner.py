@@ -166,6 +166,27 @@ def test_a_pickle_among_the_outputs_is_left_out_and_said(engine: Engine) -> None
     assert engine.store.load(folder.name).notes == ("left out of the result: training_args.bin",)
 
 
+def test_an_input_edited_while_its_stage_ran_gives_no_result(engine: Engine) -> None:
+    assert engine.run_here("first.trouble=edit") == ExitCode.USER_ERROR
+
+    message = read_manifest(engine.store, "chain").stages["first"].message
+    assert "input 'text' (corpus.txt) changed while the stage ran" in message
+    assert engine.stage_folders() == {}
+    # seed 1, "edited" has 6 bytes too, and three steps of 1: the new file has a key of its own.
+    assert engine.run_here() == ExitCode.OK
+    assert len(engine.tally) == 3 + 9
+
+
+def test_what_was_made_from_an_edited_input_is_not_found_again(engine: Engine) -> None:
+    engine.run_here("first.trouble=edit")
+    (engine.folder / "corpus.txt").write_text("hello\n")
+
+    assert engine.run_here() == ExitCode.OK
+
+    assert len(engine.tally) == 3 + 9
+    assert engine.values() == VALUES
+
+
 def test_metrics_of_an_interrupted_stage_hold_each_step_once(engine: Engine) -> None:
     engine.run_here("second.trouble=bug")
     engine.run_here()

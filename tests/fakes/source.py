@@ -29,7 +29,7 @@ class FakeConfig(StrictModel):
     "How long a step takes."
     tally: str | None = Field(None, json_schema_extra=NOT_IN_KEY)
     "A file that gets a line for each step computed."
-    trouble: Literal["no", "user", "bug", "memory", "disk", "kill", "pickle"] = Field(
+    trouble: Literal["no", "user", "bug", "memory", "disk", "kill", "pickle", "edit"] = Field(
         "no", json_schema_extra=NOT_IN_KEY
     )
     "What goes wrong at the second step."
@@ -48,6 +48,8 @@ def run(ctx: StageContext) -> StageResult:
         ctx.logger.progress(step, config.steps, f"value {value}")
         if step == 2:
             _trouble(config, ctx.output_dir)
+            if config.trouble == "edit":
+                next(iter(ctx.inputs.values())).path.write_text("edited")
         if ctx.stop.requested and step < config.steps:
             raise Interrupted(f"stopped at step {step} of {config.steps}", hint="the same command goes on")
         time.sleep(config.pause_seconds)
