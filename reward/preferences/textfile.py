@@ -144,6 +144,8 @@ def _encoding_of(sample: bytes, path: Path) -> str:
         return "utf-8"
     if _mostly_utf8(sample):
         return "utf-8"
+    if _is_western(sample):
+        return "cp1252"
     from charset_normalizer import from_bytes
 
     best = from_bytes(sample[:65536]).best()
@@ -152,6 +154,20 @@ def _encoding_of(sample: bytes, path: Path) -> str:
             f"{path.name} is not text in any known encoding", where=str(path), code="unknown-encoding"
         )
     return best.encoding
+
+
+def _is_western(sample: bytes) -> bool:
+    """True for text in Windows-1252: letters with accents, but few, and between plain ones.
+
+    Statistics of letters guess this badly on short files, so the commonest case comes first.
+    """
+    try:
+        text = sample.decode("cp1252")
+    except UnicodeDecodeError:
+        return False
+    letters = sum(char.isalpha() for char in text) or 1
+    accented = sum(char > "\x7f" and char.isalpha() for char in text)
+    return accented < 0.35 * letters
 
 
 def _mostly_utf8(sample: bytes) -> bool:

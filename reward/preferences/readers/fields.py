@@ -30,7 +30,7 @@ def text_or_messages(row: Row, name: str) -> str:
         RowRejected: missing, or several messages.
     """
     value = row.get(name)
-    if isinstance(value, dict):
+    if isinstance(value, dict) and ("role" in value or "from" in value):
         return read_messages(value, name)[0]["content"]
     if isinstance(value, list):
         messages = read_messages(value, name)
