@@ -107,7 +107,7 @@ def check_one(
         raise
     for sink in sinks:
         sink.close()
-    before = compare(args.previous, found.rejects, found.accepted_lines) if args.previous else None
+    before = compare(args.previous, found.rejects, found.mended_rows) if args.previous else None
     report = to_json(found, resubmission=before, show_annotators=args.show_annotators, salt=args.salt)
     text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8", errors="replace")

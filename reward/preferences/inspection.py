@@ -42,6 +42,8 @@ class Rendered:
 class RejectedRow:
     """Where a row was set aside, and the first reason."""
 
+    row: int
+    "1-based place in the file, or in the file that was checked first."
     line: int
     check: str
     field: str
@@ -65,8 +67,8 @@ class Inspection:
     annotators: list[AnnotatorRow]
     rendered: list[Rendered]
     rejects: list[RejectedRow]
-    accepted_lines: set[int] = field(default_factory=set)
-    "Earlier lines of accepted rows, when the file is a mended file of rejects."
+    mended_rows: set[int] = field(default_factory=set)
+    "Earlier numbers of accepted rows, when the file is a mended file of rejects."
 
     @property
     def verdict(self) -> Verdict:
@@ -131,7 +133,7 @@ def inspect_file(
         people,
         state.rendered,
         state.rejects,
-        state.accepted_lines,
+        state.mended_rows,
     )
 
 
@@ -145,21 +147,23 @@ class _State:
         self.refusals = RefusalCounter()
         self.rendered: list[Rendered] = []
         self.rejects: list[RejectedRow] = []
-        self.accepted_lines: set[int] = set()
+        self.mended_rows: set[int] = set()
         self.num_open = self.num_responses = 0
 
     def take(self, row: ReadRow) -> ReadRow:
         """Check one row, count it, and enter its records."""
         row = self._with_text_checks(row)
         self.tally.see(row)
-        line = row.raw.line if row.raw.earlier_line is None else row.raw.earlier_line
+        number, line = row.raw.earlier or (row.raw.number, row.raw.line)
         if not row.accepted:
             first = row.rejections[0]
             name = digest(row.raw.text)
-            self.rejects.append(RejectedRow(line, first.check, first.field, excerpt(first.message), name))
+            self.rejects.append(
+                RejectedRow(number, line, first.check, first.field, excerpt(first.message), name)
+            )
             return row
-        if row.raw.earlier_line is not None:
-            self.accepted_lines.add(line)
+        if row.raw.earlier is not None:
+            self.mended_rows.add(number)
         for record in row.records:
             self._enter(record)
         return row

@@ -38,8 +38,10 @@ class RawRow:
     "The parsed row: a dict for a table, any JSON value for JSON."
     problem: RowFinding | None = None
     "Why there is no value."
-    earlier_line: int | None = None
-    "Line of this row in the file that was checked before, when it comes from a file of rejects."
+    number: int = 0
+    "1-based place of the row in the file: several rows of a JSON array may share a line."
+    earlier: tuple[int, int] | None = None
+    "Number and line of this row in the file that was checked before, when it comes from its rejects."
 
 
 @dataclass(frozen=True, slots=True)

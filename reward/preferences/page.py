@@ -41,7 +41,15 @@ def render(reports: Sequence[Mapping[str, Any]]) -> str:
     return environment.get_template("report.html.jinja").render(
         files=files,
         style=Markup(style),
-        policy=f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        policy="; ".join(
+            (
+                "default-src 'none'",
+                f"style-src 'sha256-{digest}'",
+                "img-src data:",
+                "base-uri 'none'",
+                "form-action 'none'",
+            )
+        ),
     )
 
 

@@ -28,27 +28,26 @@ class Resubmission:
         return f"{text}, {self.missing} missing" if self.missing else text
 
 
-def compare(previous: Path, rejects: Sequence[RejectedRow], accepted_lines: set[int]) -> Resubmission:
+def compare(previous: Path, rejects: Sequence[RejectedRow], mended_rows: set[int]) -> Resubmission:
     """Compare with the report of the submission before.
 
-    In a mended file of rejects every row carries its earlier line. In a whole file a row is the
-    same when its text or its line is.
+    In a mended file of rejects every row carries its earlier number. In a whole file a row is the
+    same when its text or its number is.
 
     Raises:
         DataError: the report is missing or is not one of ours.
     """
-    earlier = _earlier_rejects(previous)
-    lines = {int(item["line"]): str(item.get("digest", "")) for item in earlier}
-    now = {reject.line for reject in rejects}
-    if accepted_lines or (rejects and now <= set(lines)):
-        fixed = set(lines) & accepted_lines - now
-        remaining = set(lines) & now
-        return Resubmission(
-            len(lines), len(fixed), len(remaining), len(set(lines) - fixed - remaining), len(now - set(lines))
-        )
-    digests = set(lines.values())
-    known = [reject for reject in rejects if reject.digest in digests or reject.line in lines]
-    return Resubmission(len(lines), max(0, len(lines) - len(known)), len(known), 0, len(rejects) - len(known))
+    earlier = {int(item["row"]): str(item["digest"]) for item in _earlier_rejects(previous)}
+    now = {reject.row for reject in rejects}
+    if mended_rows or (rejects and now <= set(earlier)):
+        fixed = set(earlier) & mended_rows - now
+        remaining = set(earlier) & now
+        missing = set(earlier) - fixed - remaining
+        return Resubmission(len(earlier), len(fixed), len(remaining), len(missing), len(now - set(earlier)))
+    digests = set(earlier.values())
+    known = [reject for reject in rejects if reject.digest in digests or reject.row in earlier]
+    num_fixed = max(0, len(earlier) - len(known))
+    return Resubmission(len(earlier), num_fixed, len(known), 0, len(rejects) - len(known))
 
 
 def _earlier_rejects(previous: Path) -> list[dict[str, Any]]:
@@ -58,4 +57,4 @@ def _earlier_rejects(previous: Path) -> list[dict[str, Any]]:
         raise DataError(f"the earlier report cannot be read: {error}", where=str(previous)) from error
     if not isinstance(report, dict) or report.get("schema") != "triptych/data-report":
         raise DataError("this is no report of `triptych data check`", where=str(previous))
-    return list(report.get("rejects", []))
+    return [item for item in report.get("rejects", []) if {"row", "digest"} <= set(item)]

@@ -20,7 +20,13 @@ from reward.preferences.records import PreferenceRecord
 from reward.preferences.tables import read_parquet, read_workbook, read_xml
 from reward.preferences.textfile import TextForm, data_suffix
 
-LINE_MARK, CHECKS_MARK, MESSAGE_MARK, RAW_MARK = MARKS = ("_line", "_checks", "_message", "_raw")
+LINE_MARK, ROW_MARK, CHECKS_MARK, MESSAGE_MARK, RAW_MARK = MARKS = (
+    "_line",
+    "_row",
+    "_checks",
+    "_message",
+    "_raw",
+)
 "Fields that a file of rejects has beside the row's own."
 
 
@@ -78,21 +84,22 @@ def raw_rows_of(path: Path, mapping: Mapping) -> tuple[TextForm | None, Iterator
         rows = read_xml(path, ukp.ELEMENT)
     else:
         form, rows = text_rows(path, suffix, mapping.table)
-    return form, map(_without_marks, rows)
+    return form, itertools.starmap(_without_marks, enumerate(rows, start=1))
 
 
-def _without_marks(raw: RawRow) -> RawRow:
-    if not isinstance(raw.value, dict) or LINE_MARK not in raw.value:
-        return raw
+def _without_marks(number: int, raw: RawRow) -> RawRow:
+    if not isinstance(raw.value, dict) or ROW_MARK not in raw.value:
+        return replace(raw, number=number)
     value = {name: cell for name, cell in raw.value.items() if name not in MARKS}
-    return replace(raw, value=value, earlier_line=_earlier_line(raw.value[LINE_MARK]))
+    earlier = _whole(raw.value.get(ROW_MARK)), _whole(raw.value.get(LINE_MARK))
+    return replace(raw, number=number, value=value, earlier=earlier if earlier[0] else None)
 
 
-def _earlier_line(mark: Any) -> int | None:
+def _whole(mark: Any) -> int:
     try:
         return int(mark)
-    except (TypeError, ValueError):
-        return None
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _read_rows(raw_rows: Iterable[RawRow], form: Format, mapping: Mapping) -> Iterator[ReadRow]:

@@ -18,6 +18,7 @@ from reward.preferences.source import (
     MARKS,
     MESSAGE_MARK,
     RAW_MARK,
+    ROW_MARK,
     ReadRow,
     open_source,
 )
@@ -49,8 +50,10 @@ def rejects_name(source: Path) -> str:
 def marked_row(row: ReadRow) -> dict[str, Any]:
     """Return a row as it was, with its line, its checks and the reasons beside it."""
     value = dict(row.raw.value) if isinstance(row.raw.value, dict) else {}
+    number, line = row.raw.earlier or (row.raw.number, row.raw.line)
     marks = {
-        LINE_MARK: row.raw.line if row.raw.earlier_line is None else row.raw.earlier_line,
+        LINE_MARK: line,
+        ROW_MARK: number,
         CHECKS_MARK: ", ".join(dict.fromkeys(item.check for item in row.rejections)),
         MESSAGE_MARK: "; ".join(
             f"{item.field}: {item.message}" if item.field else item.message for item in row.rejections
