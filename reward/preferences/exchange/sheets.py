@@ -19,12 +19,17 @@ _WIDTHS = {"A": 20, "B": 50, "C": 60, "D": 60, "E": 12, "F": 12, "G": 40}
 
 def guarded(text: str) -> str:
     """Put an apostrophe before a text that a spreadsheet would run as a formula."""
-    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
+    return f"'{text}" if _needs_guard(text) else text
 
 
 def unguarded(text: str) -> str:
     """Take that apostrophe off."""
-    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA_STARTS) else text
+    return text[1:] if text.startswith("'") and _needs_guard(text[1:]) else text
+
+
+def _needs_guard(text: str) -> bool:
+    """True for a formula, also behind apostrophes, so that a guard can always be told from the text."""
+    return text.lstrip("'").startswith(_FORMULA_STARTS)
 
 
 def sheet_rows(tasks: Sequence[Task]) -> list[list[str]]:
