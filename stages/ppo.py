@@ -108,6 +108,13 @@ class PPOConfig(StrictModel):
     value_warmup_iterations: int = Field(0, ge=0)
     "First iterations in which only the value function learns."
 
+    on_alarm: Literal["warn", "stop"] = "warn"
+    "When the monitor finds that training goes wrong: say so and go on, or end with the best policy so far."
+    alarm_kl: float = Field(30.0, gt=0)
+    "KL of a response to the reference, nats, from which the monitor raises an alarm."
+    keep: Literal["last", "best"] = "last"
+    "Which policy to give: the last, or the one with the best watched score (else the best reward)."
+
     logging_steps: int = Field(1, ge=1, json_schema_extra=NOT_IN_KEY)
     "Iterations between two lines of metrics."
     save_steps: int = Field(10, ge=1, json_schema_extra=NOT_IN_KEY)
@@ -157,9 +164,10 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     from stages.runtime.score_function import score_function_findings
 
     findings = reward_findings(stage.name, stage.config, stage.roles)
-    function, prompts = stage.inputs.get("reward_function"), stage.inputs.get("prompts")
-    if function is not None:
-        findings += score_function_findings(function)
+    for role in ("reward_function", "watch"):
+        if role in stage.inputs:
+            findings += score_function_findings(stage.inputs[role])
+    prompts = stage.inputs.get("prompts")
     if prompts is not None:
         try:
             read_prompts(prompts.path)
@@ -194,11 +202,23 @@ SPEC = StageSpec(
             required=False,
             help="a Python file with score(prompt, response, row) -> float",
         ),
+        "watch": InputSlot(
+            (ArtifactKind.FUNCTION,),
+            required=False,
+            help="a Python file with score(prompt, response, row), watched and never trained on",
+        ),
         "prompts": InputSlot((ArtifactKind.PROMPTS,), help="prompts to answer"),
     },
     outputs={"adapter": ArtifactKind.ADAPTER, "value": ArtifactKind.VALUE_MODEL},
     run=run,
     check=check,
     summary="PPO on one frozen base: policy, reference, reward and value are adapters of it",
-    metrics=("objective/kl", "objective/scores", "ppo/iterations", "ppo/eos_rate", "ppo/response_length"),
+    metrics=(
+        "objective/kl",
+        "objective/scores",
+        "ppo/iterations",
+        "ppo/eos_rate",
+        "ppo/response_length",
+        "ppo/alarms",
+    ),
 )

@@ -34,6 +34,13 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     return torch.where(total > 0, 1 - unexplained / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
 
 
+def correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Return Pearson's correlation of two vectors, 0 when one of them does not vary."""
+    first, second = first - first.mean(), second - second.mean()
+    spread = first.norm() * second.norm()
+    return torch.where(spread > 0, (first * second).sum() / spread.clamp_min(1e-12), 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class RunningMoments:
     """Mean and population variance of all numbers seen so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -12,14 +13,18 @@ from stages.ppo import PPOConfig
 from stages.runtime.adapters import save_adapter
 from stages.runtime.checkpoints import CheckpointFolder, checkpoint_key
 from stages.trainers.ppo_metrics import rollout_metrics, update_metrics
+from stages.trainers.ppo_monitor import NAMES as ALARM_NAMES
+from stages.trainers.ppo_monitor import find_alarms
 from stages.trainers.ppo_plan import learning_rate_factor, minibatches, prompts_of, sampling_generator
 from stages.trainers.ppo_proof import prove_reference_on, prove_start
 from stages.trainers.ppo_roles import POLICY, VALUE
 from stages.trainers.ppo_rollout import Readings, Rollouts, read_rollouts, sample_rollouts
 from stages.trainers.ppo_scores import Scores, score_rollouts
 from stages.trainers.ppo_setting import Setting, open_setting
-from stages.trainers.ppo_state import PPOCheckpoints, PPOState
+from stages.trainers.ppo_state import BestPolicy, PPOCheckpoints, PPOState
 from stages.trainers.ppo_update import UpdateSums, make_optimizer, make_targets, update
+
+LOGGER = logging.getLogger(__name__)
 
 
 def train_ppo(ctx: StageContext) -> StageResult:
@@ -39,10 +44,11 @@ def train_ppo(ctx: StageContext) -> StageResult:
 
     # 2. Go on from the newest whole checkpoint.
     folder = CheckpointFolder(ctx.scratch_dir / "checkpoints", checkpoint_key(ctx))
-    checkpoints = PPOCheckpoints(folder, roles, optimizer)
+    best = BestPolicy(roles)
+    checkpoints = PPOCheckpoints(folder, roles, optimizer, best)
     state = checkpoints.restore(PPOState(kl_coef=config.kl_coef))
 
-    while state.iteration < config.iterations:
+    while state.iteration < config.iterations and not state.stopped:
         began = time.perf_counter()
         # 3. Sample responses, and ask every role about them in the micro-batches of the first pass.
         rollouts, readings = gather(setting, state.iteration)
@@ -50,18 +56,29 @@ def train_ppo(ctx: StageContext) -> StageResult:
             prove_reference_on(rollouts, readings, roles)
         # 4. Score them, and turn scores into advantages and returns.
         scores = score_rollouts(
-            rollouts, readings, config, chat=setting.chat, function=setting.function, moments=state.moments
+            rollouts,
+            readings,
+            config,
+            chat=setting.chat,
+            function=setting.function,
+            watch=setting.watch,
+            moments=state.moments,
         )
         targets = make_targets(readings, scores.shaped, rollouts.mask, config, kl_coef=state.kl_coef)
         metrics = rollout_metrics(rollouts, readings, scores, targets, kl_coef=state.kl_coef)
+        if config.keep == "best" or config.on_alarm == "stop":
+            best.offer(state, metrics)
         # 5. Update the policy and the value function.
         sums = update(roles, optimizer, rollouts, readings, targets, config, iteration=state.iteration)
         metrics |= update_metrics(sums)
-        # 6. Carry over, log, save, stop if asked.
+        # 6. Carry over, look for trouble, log, save, stop if asked.
         _advance(state, config, scores, metrics, sums)
+        metrics |= _watch(ctx, state)
         _log(ctx, state, metrics, seconds=time.perf_counter() - began)
         _save_or_stop(ctx, state, checkpoints)
 
+    if state.stopped or config.keep == "best":
+        best.put_back()
     return _result(ctx, setting, state, handover, checkpoints.notes)
 
 
@@ -104,11 +121,25 @@ def _advance(
     state.finish_iteration(metrics)
 
 
+def _watch(ctx: StageContext, state: PPOState) -> dict[str, float]:
+    """Raise alarms, each once, and end the training on one if the settings say so; return all as metrics."""
+    config: PPOConfig = ctx.config
+    found = find_alarms(state.first, state.recent, max_kl=config.alarm_kl)
+    for alarm in found:
+        if alarm.name not in state.alarms:
+            state.alarms[alarm.name] = f"alarm after iteration {state.iteration}: {alarm.message}"
+            LOGGER.warning("%s", state.alarms[alarm.name])
+    state.stopped = bool(found) and config.on_alarm == "stop"
+    names = {alarm.name for alarm in found}
+    return {f"alarm/{name}": float(name in names) for name in ALARM_NAMES}
+
+
 def _log(ctx: StageContext, state: PPOState, metrics: dict[str, float], *, seconds: float) -> None:
     config: PPOConfig = ctx.config
     text = f"score {metrics['objective/scores']:.3f}, kl {metrics['objective/kl']:.3f}"
     ctx.logger.progress(state.iteration, config.iterations, text)
-    if state.iteration % config.logging_steps and state.iteration < config.iterations:
+    last = state.iteration == config.iterations or state.stopped
+    if state.iteration % config.logging_steps and not last:
         return
     line = {
         **metrics,
@@ -126,7 +157,7 @@ def _save_or_stop(ctx: StageContext, state: PPOState, checkpoints: PPOCheckpoint
         Interrupted: the stage was asked to stop and iterations are left.
     """
     config: PPOConfig = ctx.config
-    stop = ctx.stop.requested and state.iteration < config.iterations
+    stop = ctx.stop.requested and state.iteration < config.iterations and not state.stopped
     if stop or state.iteration % config.save_steps == 0:
         checkpoints.save(state)
     if stop:
@@ -166,7 +197,12 @@ def _result(
         "ppo/episodes": float(state.episodes),
         "ppo/optimizer_steps": float(state.optimizer_steps),
         "ppo/dropped_prompts": float(setting.dropped),
+        "ppo/alarms": float(len(state.alarms)),
     }
+    kept = []
+    if state.best_score is not None and (state.stopped or setting.config.keep == "best"):
+        metrics |= {"ppo/best_score": state.best_score, "ppo/best_iteration": float(state.best_iteration)}
+        kept = [f"the policy is the one after iteration {state.best_iteration} of {state.iteration}"]
     padded = [f"rows were padded: {roles.unpacked_because}"] if roles.unpacked_because else []
     dropped = [f"{setting.dropped} prompts were too long and set aside"] if setting.dropped else []
-    return StageResult(outputs, metrics, notes=(*notes, *padded, *dropped))
+    return StageResult(outputs, metrics, notes=(*notes, *padded, *dropped, *state.alarms.values(), *kept))

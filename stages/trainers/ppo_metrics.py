@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from stages.ops.kl import k1, k3
-from stages.ops.stats import explained_variance, masked_mean, masked_sum
+from stages.ops.stats import correlation, explained_variance, masked_mean, masked_sum
 from stages.trainers.ppo_rollout import Readings, Rollouts
 from stages.trainers.ppo_scores import Scores
 from stages.trainers.ppo_update import Targets, UpdateSums
@@ -37,6 +37,7 @@ def rollout_metrics(
         "ppo/kl_k3": masked_sum(k3(readings.logprobs, readings.ref_logprobs), mask) / rows,
         "ppo/response_length": rollouts.lengths.float().mean(),
         "ppo/eos_rate": rollouts.finished.float().mean(),
+        "ppo/score_length_correlation": correlation(scores.mixed, rollouts.lengths.float()),
         "ppo/distinct_ratio": _distinct_ratio(rollouts),
         "ppo/explained_variance": explained_variance(readings.values, targets.returns, mask),
         "ppo/value_mean": masked_mean(readings.values, mask),
@@ -47,6 +48,9 @@ def rollout_metrics(
         metrics["ppo/model_score"] = readings.model_scores.mean()
     if scores.function is not None:
         metrics["ppo/function_score"] = scores.function.mean()
+    if scores.watched is not None:
+        metrics["ppo/watched_score"] = scores.watched.mean()
+        metrics["ppo/watched_std"] = scores.watched.std(correction=0)
     return {name: float(value) for name, value in metrics.items()} | {"ppo/kl_coef": kl_coef}
 
 

@@ -25,6 +25,8 @@ class Scores:
     "What the policy is paid at its last token: normalised, clipped, less penalties."
     function: Tensor | None
     "Of the reward function alone, before its weight."
+    watched: Tensor | None
+    "Of the function that is watched and never trained on."
     moments: RunningMoments
     "Of the mixed scores so far, for normalisation."
 
@@ -36,20 +38,24 @@ def score_rollouts(
     *,
     chat: ChatText,
     function: ScoreFunction | None,
+    watch: ScoreFunction | None = None,
     moments: RunningMoments,
 ) -> Scores:
     """Mix the reward sources and shape the result: s = clip(normalise(mix)) - penalties."""
-    from_function = _function_scores(rollouts, chat, function) if function is not None else None
+    from_function = _function_scores(rollouts, chat, function)
     mixed = torch.zeros(len(rollouts.mask), device=rollouts.mask.device)
     if readings.model_scores is not None:
         mixed = mixed + config.reward_weight * readings.model_scores
     if from_function is not None:
         mixed = mixed + config.function_weight * from_function
     moments = moments.updated(mixed)
-    return Scores(mixed, _shaped(mixed, rollouts, config, moments), from_function, moments)
+    shaped = _shaped(mixed, rollouts, config, moments)
+    return Scores(mixed, shaped, from_function, _function_scores(rollouts, chat, watch), moments)
 
 
-def _function_scores(rollouts: Rollouts, chat: ChatText, function: ScoreFunction) -> Tensor:
+def _function_scores(rollouts: Rollouts, chat: ChatText, function: ScoreFunction | None) -> Tensor | None:
+    if function is None:
+        return None
     scores = [
         function(prompt.row.prompt, chat.decode(episode.response), {"id": prompt.row.id, **prompt.row.meta})
         for prompt, episode in zip(rollouts.prompts, rollouts.episodes, strict=True)

@@ -36,6 +36,7 @@ class Setting:
     chat: ChatText
     prompts: Sequence[EncodedPrompt]
     function: ScoreFunction | None
+    watch: ScoreFunction | None
     dropped: int
     "Prompts set aside for their length."
 
@@ -53,8 +54,10 @@ def open_setting(ctx: StageContext) -> Setting:
     findings = reward_findings(ctx.name, config, ctx.inputs)
     if findings:
         raise ConfigError.from_findings(findings)
-    source = ctx.inputs.get("reward_function")
-    function = load_score_function(source) if source is not None else None
+    function, watch = (
+        load_score_function(ctx.inputs[role]) if role in ctx.inputs else None
+        for role in ("reward_function", "watch")
+    )
     rows = read_prompts(ctx.inputs["prompts"].path)
     tokenizer = load_tokenizer(ctx.inputs["policy"], config.model)
     roles = load_roles(ctx.inputs, config)
@@ -69,7 +72,7 @@ def open_setting(ctx: StageContext) -> Setting:
     unfit = [*vocabulary_findings(tokenizer, roles.model), *position_findings(roles.model, longest)]
     if unfit:
         raise ModelError.from_findings(unfit)
-    return Setting(config, roles, tokenizer, chat, kept, function, len(encoded) - len(kept))
+    return Setting(config, roles, tokenizer, chat, kept, function, watch, len(encoded) - len(kept))
 
 
 def _check_text(ctx: StageContext, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> None:

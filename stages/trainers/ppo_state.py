@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stages.ops.stats import RunningMoments
 from stages.runtime.checkpoints import CheckpointFolder
@@ -17,10 +17,13 @@ from stages.runtime.training_state import (
     restore_optimizer,
     restore_parameters,
 )
+from stages.trainers.ppo_monitor import HISTORY
 from stages.trainers.ppo_roles import Roles
 
-RECENT = 10
+FINAL = 10
 "Iterations over which the final metrics are averaged."
+SMOOTHED = 3
+"Iterations whose mean score says how good a policy is: one batch alone is noise."
 
 
 @dataclass(slots=True)
@@ -33,25 +36,67 @@ class PPOState:
     episodes: int = 0
     optimizer_steps: int = 0
     moments: RunningMoments = field(default_factory=RunningMoments)
+    first: dict[str, float] = field(default_factory=dict)
+    "Metrics of the first iteration."
     recent: list[dict[str, float]] = field(default_factory=list)
     "Metrics of the last iterations."
+    alarms: dict[str, str] = field(default_factory=dict)
+    "What went wrong, by name: the first time it did, in one sentence."
+    stopped: bool = False
+    "An alarm ended the training."
+    best_score: float | None = None
+    "Of the policy to be kept, as best_score() gave it."
+    best_iteration: int = 0
+    "Iterations after which that policy stood."
 
     def finish_iteration(self, metrics: Mapping[str, float]) -> None:
         """Count an iteration and keep its metrics among the recent ones."""
         self.iteration += 1
-        self.recent = [*self.recent, dict(metrics)][-RECENT:]
+        self.first = self.first or dict(metrics)
+        self.recent = [*self.recent, dict(metrics)][-HISTORY:]
 
     def final_metrics(self) -> dict[str, float]:
         """Return each metric as a mean over the last iterations."""
-        names = self.recent[-1] if self.recent else {}
-        return {name: sum(line[name] for line in self.recent) / len(self.recent) for name in names}
+        lines = self.recent[-FINAL:]
+        names = lines[-1] if lines else {}
+        return {name: sum(line[name] for line in lines) / len(lines) for name in names}
+
+
+class BestPolicy:
+    """A copy, on the CPU, of the policy that scored best so far."""
+
+    def __init__(self, roles: Roles) -> None:
+        self._policy: NamedParameters = sorted(roles.policy_parameters().items())
+        self.weights: dict[str, Tensor] = {}
+
+    def offer(self, state: PPOState, metrics: Mapping[str, float]) -> None:
+        """Copy the policy that gave these metrics, before its update, if it is the best so far."""
+        lines = [*state.recent[1 - SMOOTHED :], metrics]
+        score = sum(best_score(line) for line in lines) / len(lines)
+        if state.best_score is None or score > state.best_score:
+            state.best_score, state.best_iteration = score, state.iteration
+            self.weights = {
+                name: value.cpu().clone() for name, value in pack_parameters(self._policy).items()
+            }
+
+    def put_back(self) -> None:
+        """Give the policy its best weights again."""
+        restore_parameters(self._policy, self.weights)
+
+
+def best_score(metrics: Mapping[str, float]) -> float:
+    """Return what a policy is judged by: the watched score if there is one, else all rewards, KL included."""
+    return metrics.get("ppo/watched_score", metrics["objective/rlhf_reward"])
 
 
 class PPOCheckpoints:
     """Checkpoints at iteration boundaries: trained weights, optimizer state and PPOState."""
 
-    def __init__(self, folder: CheckpointFolder, roles: Roles, optimizer: torch.optim.AdamW) -> None:
+    def __init__(
+        self, folder: CheckpointFolder, roles: Roles, optimizer: torch.optim.AdamW, best: BestPolicy
+    ) -> None:
         self._folder = folder
+        self._best = best
         self._optimizer = optimizer
         self._policy: NamedParameters = sorted(roles.policy_parameters().items())
         self._value: NamedParameters = sorted(roles.value_parameters().items())
@@ -62,6 +107,7 @@ class PPOCheckpoints:
             "policy": pack_parameters(self._policy),
             "value": pack_parameters(self._value),
             "optimizer": pack_optimizer(self._optimizer, self._trained),
+            "best": self._best.weights,
         }
         self._folder.save(state.iteration, tensors, asdict(state))
 
@@ -73,6 +119,7 @@ class PPOCheckpoints:
         restore_parameters(self._policy, found.tensors["policy"])
         restore_parameters(self._value, found.tensors["value"])
         restore_optimizer(self._optimizer, self._trained, found.tensors["optimizer"])
+        self._best.weights = dict(found.tensors.get("best", {}))
         return PPOState(**{**found.state, "moments": RunningMoments(**found.state["moments"])})
 
     @property
