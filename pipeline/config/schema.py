@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from pipeline import registry
-from pipeline.config.load import INHERITED_ROLE
+from pipeline.config.load import BLOCKS, INHERITED_ROLE
 from pipeline.config.run import RunConfig
 from pipeline.contract import StageSpec
 
@@ -35,7 +35,9 @@ def run_schema() -> dict[str, Any]:
 
     run = dict(definition(RunConfig))
     stages = {f"stage_{spec.kind}": _stage(spec, definition(spec.config_type)) for spec in specs}
-    run["properties"] = run["properties"] | {"stages": _stages([spec.kind for spec in specs])}
+    # A block whose every line is commented out is null, and means defaults.
+    blocks = {name: {"anyOf": [run["properties"][name], {"type": "null"}]} for name in BLOCKS}
+    run["properties"] = run["properties"] | blocks | {"stages": _stages([spec.kind for spec in specs])}
     return _without_marks(
         {"$schema": DIALECT, "title": "Triptych run file", **run, "$defs": definitions | stages}
     )

@@ -59,11 +59,11 @@ def read_data_report(folder: Path, stage: str) -> DataView | None:
     if not isinstance(content, dict):
         return None
     rows = content.get("rows", {})
-    facts = [("format", str(content["format"]))] if "format" in content else []
+    facts = [(name, str(content[name])) for name in ("verdict", "format") if content.get(name)]
     facts += [(f"rows {name}", short(count)) for name, count in _mapping(rows).items()]
     if isinstance(share := content.get("longer_share"), float):
         facts.append(("longer answer preferred", f"{100 * share:.1f} % of decided pairs"))
-    facts += _statistics(_mapping(content.get("statistics")))
+    facts += _statistics(_mapping(content.get("agreement")))
     rejects = [
         (f"line {reject.get('line', '?')}", _cut(str(reject.get("message", "")), MAX_CELL_CHARACTERS))
         for reject in _list(content.get("rejects"))

@@ -184,6 +184,11 @@ def test_the_schema_holds_every_setting_with_its_help():
     assert "in_key" not in json.dumps(schema)
 
 
+def test_the_schema_takes_a_block_whose_lines_are_all_comments():
+    for name in ("model", "tuning", "tracking"):
+        assert {"type": "null"} in run_schema()["properties"][name]["anyOf"]
+
+
 def test_every_reference_of_the_schema_is_defined():
     schema = run_schema()
     text = json.dumps(schema)
