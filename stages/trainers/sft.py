@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import (
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.contract import StageContext, StageResult
 from pipeline.errors import DataError, HandOverError, ModelError
@@ -33,17 +23,10 @@ from stages.runtime.handover import HandOver, prove_hand_over
 from stages.runtime.loading import load_base, load_tokenizer, position_findings, vocabulary_findings
 from stages.runtime.seal import train_sealed
 from stages.sft import SftConfig
-from stages.trainers.loop import unchanged_random_state
-from stages.trainers.sft_rows import TokenRow, TokenRows, encode_rows, prove_stop_is_trained
-from stages.trainers.sft_trainer import (
-    AnswerTrainer,
-    answer_logprobs,
-    choose_layout,
-    make_trainer,
-    without_base_dropout,
-)
-
-LOGGER = logging.getLogger(__name__)
+from stages.trainers.sft_evaluation import HeldOut
+from stages.trainers.sft_layout import choose_layout, without_base_dropout
+from stages.trainers.sft_rows import TokenRows, encode_rows, prove_stop_is_trained
+from stages.trainers.sft_trainer import AnswerTrainer, make_trainer
 
 ADAPTER = "policy"
 REJECTS_FILE = "rejected_rows.jsonl"
@@ -224,56 +207,3 @@ def prove_learned(model: PeftModel) -> None:
             hint="a larger learning_rate or more steps",
             code="nothing-learned",
         )
-
-
-class HeldOut(TrainerCallback):
-    """Measures the loss on held-out demonstrations; random state is put back, so training is not moved."""
-
-    def __init__(
-        self, trainer: AnswerTrainer, rows: Sequence[TokenRow], ctx: StageContext, *, every: int | None
-    ) -> None:
-        self._trainer, self._ctx, self._every = trainer, ctx, every
-        self._rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Measure the start, unless training goes on from a checkpoint."""
-        if state.global_step == 0:
-            self._log(state)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Measure every `every` steps; the last step is measured by the stage."""
-        step = state.global_step
-        if self._every and step % self._every == 0 and step < state.max_steps:
-            self._log(state)
-
-    def measure(self) -> dict[str, float]:
-        """Return eval_loss and eval_mean_token_accuracy over answer tokens; empty without held-out rows."""
-        if not self._rows:
-            return {}
-        trainer, size = self._trainer, self._ctx.config.per_device_train_batch_size
-        loss, hits, count = 0.0, 0, 0
-        was_training = trainer.model.training
-        trainer.model.eval()
-        with unchanged_random_state(), torch.no_grad(), trainer.compute_loss_context_manager():
-            for start in range(0, len(self._rows), size):
-                batch = trainer.data_collator(self._rows[start : start + size])
-                answer = answer_logprobs(trainer.model, trainer.head, trainer._prepare_inputs(batch))
-                loss -= float(answer.logprobs.double().sum())
-                hits += int(answer.hits.sum())
-                count += answer.num_tokens
-        trainer.model.train(was_training)
-        mean = loss / count
-        return {
-            "eval_loss": mean,
-            "eval_perplexity": math.exp(min(mean, 700)),
-            "eval_mean_token_accuracy": hits / count,
-        }
-
-    def _log(self, state: TrainerState) -> None:
-        measured = self.measure()
-        if measured:
-            self._ctx.logger.log(measured, step=state.global_step, epoch=state.epoch)

@@ -29,7 +29,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from pipeline.config.run import TuningConfig
 from stages.runtime.adapters import new_adapter
 from stages.sft import SftConfig
-from stages.trainers import sft_trainer
+from stages.trainers import sft_layout, sft_trainer
 from stages.trainers.sft_rows import TokenRow
 from tests.benchmarks.live_bytes import LiveBytes
 
@@ -126,7 +126,7 @@ def build(name: str, rows: list[TokenRow], tokenizer: Any) -> tuple[SFTTrainer, 
     data = Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
     if variant.get("trl"):
         return SFTTrainer(model, args=args, train_dataset=data, processing_class=tokenizer), nullcontext()
-    layout = sft_trainer.choose_layout(model, config, tokenizer)
+    layout = sft_layout.choose_layout(model, config, tokenizer)
     trainer = sft_trainer.AnswerTrainer(
         model,
         args,
