@@ -112,11 +112,15 @@ def _sample(line: str) -> SampleView | None:
 
 
 def _statistics(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (str(name).replace("_", " "), short(value))
-        for name, value in values.items()
-        if value is None or isinstance(value, (int, float, str))
-    ]
+    """Return plain values and estimates, those with `low` and `high` as an interval."""
+    facts = []
+    for name, value in values.items():
+        if isinstance(value, Mapping) and "value" in value:
+            bounds = [value.get("value"), value.get("low"), value.get("high")]
+            value = bounds if None not in bounds else bounds[0]
+        if isinstance(value, (int, float, str, list)):
+            facts.append((str(name).replace("_", " "), short(value)))
+    return facts
 
 
 def _flag(flag: Any) -> str:

@@ -175,7 +175,12 @@ def test_a_data_report_gives_facts_flags_and_rejected_rows(tmp_path):
         "format": "trl",
         "rows": {"read": 10, "accepted": 9, "rejected": 1},
         "longer_share": 0.625,
-        "agreement": {"krippendorff_alpha": 0.4321, "by_annotator": [1, 2]},
+        "agreement": {
+            "alpha_nominal": {"value": 0.4321, "low": 0.4, "high": 0.5},
+            "fleiss_kappa": {"value": None, "raters": 3},
+            "unanimous": 0.25,
+            "vote_mix": {"tie": 0.1},
+        },
         "rejects": [{"line": 4, "check": "empty", "message": "the prompt is empty"}],
         "flags": [{"line": 7, "message": "a control character"}],
     }
@@ -190,7 +195,8 @@ def test_a_data_report_gives_facts_flags_and_rejected_rows(tmp_path):
         "rows accepted": "9",
         "rows rejected": "1",
         "longer answer preferred": "62.5 % of decided pairs",
-        "krippendorff alpha": "0.4321",
+        "alpha nominal": "0.4321 [0.4, 0.5]",
+        "unanimous": "0.25",
     }
     assert found.rejects == [("line 4", "the prompt is empty")]
     assert found.flags == ["line 7: a control character"]
