@@ -88,10 +88,11 @@ def test_the_annotators_disagree_tie_and_one_is_careless():
 def test_demonstrations_are_of_mixed_quality():
     # 35 % curt, 35 % chatty, 30 % good by construction: neither ideal nor hopeless.
     make_demo, gold = load_module(DEMO.parent / "make_demo.py"), load_module(DEMO / "gold.py")
+    taken: set[str] = set()
     requests = {
         request.prompt: request
         for name in ("heldout", "fewshot", "prompts", "preferences", "sft")
-        for request in make_demo.requests(name, set())
+        for request in make_demo.requests(name, taken)
     }
     scores = [
         gold.score(row["prompt"], row["completion"], {"meta": make_demo.meta(requests[row["prompt"]])})
