@@ -16,6 +16,7 @@ SMALL = (
     "base.architecture.num_hidden_layers=2",
     "sft.max_steps=3",
     "reward.max_steps=3",
+    "reward.gate.min_accuracy=0",
     "dpo.max_steps=2",
     "ppo.total_iterations=1",
     "ppo.rollout_batch_size=4",
