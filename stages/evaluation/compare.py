@@ -74,14 +74,14 @@ def _columns(reference: str) -> dict[str, Any]:
     """Return the columns of the table and what each shows of a model."""
     return {
         "model": lambda row: row.name,
-        "gold utility": lambda row: _shown(row.gold, 3),
-        f"gold - {reference}": lambda row: _shown(row.gold_gain, 3, sign="+"),
-        f"win rate vs {reference}": lambda row: _shown(row.win_rate, 3),
+        "gold utility": lambda row: _shown(row.gold, 2),
+        f"gold - {reference}": lambda row: _shown(row.gold_gain, 2, sign="+"),
+        f"win rate vs {reference}": lambda row: _shown(row.win_rate, 2),
         "proxy reward": lambda row: _shown(row.proxy, 2),
         f"KL to {reference}": lambda row: _shown(row.kl, 2),
         "length": lambda row: round(row.length, 1),
-        "EOS rate": lambda row: round(row.eos_rate, 3),
-        "distinct-2": lambda row: round(row.distinct_2, 3),
+        "EOS rate": lambda row: round(row.eos_rate, 2),
+        "distinct-2": lambda row: round(row.distinct_2, 2),
         "perplexity": lambda row: None if row.perplexity is None else round(row.perplexity, 3),
     }
 
