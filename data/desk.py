@@ -104,19 +104,24 @@ class Request:
         return sorted(others - {self.asked.value})
 
 
+def words(text: str) -> tuple[str, ...]:
+    """Return the words of a text."""
+    return tuple(text.split())
+
+
 def capital(text: str) -> str:
     """Return the text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
 PLACES = tuple(
-    "the " + noun for noun in "cafe library garden office kiosk market bakery theatre museum pool".split()
+    f"the {noun}" for noun in words("cafe library garden office kiosk market bakery theatre museum pool")
 )
-LANDMARKS = tuple("gate bridge fountain station statue mill park river tunnel clock".split())
-ITEMS = tuple("the " + noun for noun in "map ticket poster lamp cup scarf book basket".split())
-TOURS = tuple(f"the {noun} tour" for noun in "castle harbour forest island night music history boat".split())
-ROOMS = tuple(f"the {noun} room" for noun in "north south east west green blue red white".split())
-RESIDENTS = tuple("Bell Stone Hill Frost Marsh Reed Wells Brook".split())
+LANDMARKS = words("gate bridge fountain station statue mill park river tunnel clock")
+ITEMS = tuple(f"the {noun}" for noun in words("map ticket poster lamp cup scarf book basket"))
+TOURS = tuple(f"the {noun} tour" for noun in words("castle harbour forest island night music history boat"))
+ROOMS = tuple(f"the {noun} room" for noun in words("north south east west green blue red white"))
+RESIDENTS = words("Bell Stone Hill Frost Marsh Reed Wells Brook")
 
 RELATIONS = (
     Relation(
