@@ -78,9 +78,7 @@ def disturbed(folder: Path, words: Sequence[str], chance: random.Random, longest
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--kills", type=int, default=200, help="end after the round that reaches this"
-    )
+    parser.add_argument("--kills", type=int, default=200, help="end after the round that reaches this")
     parser.add_argument("--fakes", action="store_true", help="stages without models")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
