@@ -19,8 +19,8 @@ def card_table(card: Mapping[str, Any], *, title: str = "Reward model on held-ou
 def _rows(card: Mapping[str, Any]) -> Iterator[Sequence[str | None]]:
     interval = f"95 %: {card['accuracy_low']:.3f} to {card['accuracy_high']:.3f}, {card['num_pairs']} pairs"
     yield "accuracy", _number(card["accuracy"]), interval
-    for name, meaning in _FLOORS.items():
-        yield f"floor: {name}", _number(card["floors"][name]), meaning
+    for name, floor in card["floors"].items():
+        yield f"floor: {name}", _number(floor), _FLOORS[name]
     yield "ceiling: people", _number(card["ceiling"]), "one judge against the others of the same pair"
     yield from _calibration(card.get("calibration", {}))
     margins = card.get("margins")
@@ -66,4 +66,5 @@ def _groups(card: Mapping[str, Any]) -> Iterator[Sequence[str | None]]:
 
 
 def _number(value: Any) -> str | None:
+    """Return a number as text; None for what is not finite, which a stored card holds as a string."""
     return f"{value:.3f}" if isinstance(value, float | int) and math.isfinite(value) else None

@@ -101,6 +101,7 @@ def fitted_temperature(gaps: Array, shares: Array) -> float:
     """Return T that minimises the log-loss of sigmoid(gaps / T); above 1 means over-confident.
 
     The log-loss is convex in 1 / T, so its slope is searched by bisection in (1/1000, 1000).
+    Infinite when a constant would do better than the gaps, 0 when all of them are right.
     """
 
     def slope(inverse: float) -> float:
@@ -108,9 +109,9 @@ def fitted_temperature(gaps: Array, shares: Array) -> float:
 
     low, high = 1e-3, 1e3
     if slope(low) >= 0:
-        return 1 / low
+        return float("inf")
     if slope(high) <= 0:
-        return 1 / high
+        return 0.0
     for _ in range(100):
         middle = np.sqrt(low * high)
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)

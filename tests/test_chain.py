@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.chain import small_demo, triptych
+from tests.chain import DEMO, small_demo, triptych
 from tests.readme_tree import documented_commands
 
 STAGES = ["base", "sft", "reward", "dpo", "ppo", "evaluate"]
@@ -141,3 +141,22 @@ def test_every_documented_command_works(page: str, command: str, finished: Path)
         result = triptych(*local, folder=finished)
 
     assert result.returncode == 0, f"{page}: {command}\n{result.stdout}{result.stderr}"
+
+
+def test_the_reward_card_is_shown_and_measured_again_on_another_file(finished: Path) -> None:
+    shown = triptych("reward", "card", "demo", folder=finished)
+    few = finished / "few.jsonl"
+    lines = (DEMO.parents[1] / "data" / "demo" / "preferences.jsonl").read_text().splitlines()
+    few.write_text("\n".join(lines[:60]) + "\n")
+
+    again = triptych("reward", "card", "demo:reward", "--on", "few.jsonl", "--json", folder=finished)
+    wrong = triptych("reward", "card", "demo:sft", folder=finished)
+
+    record = next(record for record in records(finished).values() if record["kind"] == "reward")
+    assert f"{record['metrics']['accuracy']:.3f}" in shown.stdout
+    assert "floor: length" in shown.stdout
+    card = json.loads(again.stdout)
+    assert 0 < card["num_pairs"] <= 60
+    assert "majority" not in card["floors"]
+    assert wrong.returncode == 2
+    assert "no finished reward model" in wrong.stderr

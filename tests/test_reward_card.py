@@ -93,6 +93,11 @@ def test_the_temperature_minimises_the_log_loss():
     assert fitted_temperature(GAPS, shares) == pytest.approx(best.x, rel=1e-5)
 
 
+def test_no_temperature_mends_gaps_that_are_all_wrong_or_all_right():
+    assert fitted_temperature(np.array([-1.0, -2.0]), np.ones(2)) == math.inf
+    assert fitted_temperature(np.array([1.0, 2.0]), np.ones(2)) == 0.0
+
+
 def test_the_coverage_curve_by_hand():
     gaps = np.array([3.0, -2.0, 1.0, -0.5])
     # surest half: 3 right, -2 wrong

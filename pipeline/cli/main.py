@@ -24,6 +24,7 @@ COMMANDS = {
     "import-run": ("pipeline.cli.import_run", "take in such a folder; nothing in it is trusted"),
     "provenance": ("pipeline.cli.provenance", "state how files came to be, in in-toto's words"),
     "data": ("pipeline.cli.data", "check and describe preference files"),
+    "reward": ("pipeline.cli.reward", "show what a reward model is worth"),
     "schema": ("pipeline.cli.schema", "print the JSON schema of run files, for editors"),
 }
 "Command -> module and one line of help. A module has add_arguments(parser) and main(args) -> int."

@@ -48,12 +48,16 @@ def make_card(score_pairs: ScorePairs, data: PairData, chat: ChatText, *, num_pr
         )
         for pair, one, other in zip(data.held_out, chosen, rejected, strict=True)
     ]
-    decided = [pair for pair in data.train if pair.share > 0.5]
-    longer = length_wins([(len(pair.chosen_text), len(pair.rejected_text)) for pair in decided]) >= 0.5
-    card = report_card(scored, longer_is_better=longer)
+    card = report_card(scored, longer_is_better=_longer_is_better(data.train))
     card["probes"] = _probes(score_pairs, data.held_out[:num_probes], chat)
     card["flags"] += probe_flags(card["probes"])
     return card
+
+
+def _longer_is_better(pairs: Sequence[TokenPair]) -> bool | None:
+    """Return the direction of the length rule on training pairs; None without any."""
+    decided = [(len(pair.chosen_text), len(pair.rejected_text)) for pair in pairs if pair.share > 0.5]
+    return length_wins(decided) >= 0.5 if decided else None
 
 
 def majority_rule(pairs: Sequence[TokenPair]) -> dict[str, float]:
@@ -67,7 +71,7 @@ def majority_rule(pairs: Sequence[TokenPair]) -> dict[str, float]:
 
 def write_card(card: Mapping[str, Any], *, model_folder: Path, table_folder: Path) -> None:
     """Write the card as JSON beside the weights, and as a table; NaN and infinities become strings."""
-    text = json.dumps(_plain(card), indent=1, sort_keys=True)
+    text = json.dumps(plain_card(card), indent=1, sort_keys=True)
     (model_folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
     table_folder.mkdir(parents=True)
     table = json.dumps(card_table(card), ensure_ascii=False, indent=1)
@@ -104,9 +108,14 @@ def _with_probe(pair: TokenPair, text: str, chat: ChatText) -> TokenPair | None:
     return None if ids == pair.chosen else replace(pair, rejected=ids)
 
 
+def plain_card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a card as JSON can hold it: NaN and infinities become strings."""
+    return {key: _plain(value) for key, value in card.items()}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return plain_card(value)
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return finite(value) if isinstance(value, float) else value
