@@ -48,7 +48,7 @@ class HeldOut(TrainerCallback):
         loss, hits, count = 0.0, 0, 0
         was_training = trainer.model.training
         trainer.model.eval()
-        with unchanged_random_state(), torch.no_grad(), trainer.compute_loss_context_manager():
+        with unchanged_random_state(), torch.no_grad(), trainer.accelerator.autocast():
             for start in range(0, len(self._rows), size):
                 batch = trainer.data_collator(self._rows[start : start + size])
                 answer = answer_logprobs(trainer.model, trainer.head, trainer._prepare_inputs(batch))

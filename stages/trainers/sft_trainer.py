@@ -84,7 +84,9 @@ class AnswerTrainer(SFTTrainer):
             if "lengths" in inputs:
                 inputs = {**inputs, **joined_inputs(inputs.pop("lengths"))}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        answer = answer_logprobs(model, self.head, inputs)
+        # The trainer gives autocast to model.forward alone, which is not what runs here.
+        with self.accelerator.autocast():
+            answer = answer_logprobs(model, self.head, inputs)
         self._count(answer, inputs)
         loss = -answer.logprobs.sum() / (num_items_in_batch or max(1, answer.num_tokens))
         if not math.isfinite(float(loss.detach())):
