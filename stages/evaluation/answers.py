@@ -67,20 +67,16 @@ def collect(ctx: StageContext) -> tuple[Task, list[Answers]]:
     found = contestants(ctx.inputs)
     check_reference(found, config.reference)
     panel = open_panel(ctx.inputs, config)
-    task = read_task(ctx.inputs, config, panel.chat)
-    given = []
+    exam = _Exam(panel, read_task(ctx.inputs, config, panel.chat), config)
+    given: list[Answers] = []
     for number, contestant in enumerate(found):
         _stop_if_asked(ctx)
         ctx.logger.progress(number, len(found) + 1, contestant.name)
-        reader = _reader(contestant, panel, config)
-        given.append(_answers(reader, contestant.name, task, config))
-        if contestant.name == BASE and task.shots:
-            given.append(_answers(reader, FEWSHOT, task, config, shots=task.shots))
-        del reader
+        given += exam.take(contestant)
     _stop_if_asked(ctx)
     ctx.logger.progress(len(found), len(found) + 1, "scores")
     reference = next(contestant for contestant in found if contestant.name == config.reference)
-    return task, _read_again(given, task, panel, reference, config)
+    return exam.task, exam.read_again(given, reference)
 
 
 def read_task(inputs: Mapping[str, Checkpoint], config: EvaluateConfig, chat: ChatText) -> Task:
@@ -131,53 +127,66 @@ def prompt_text(prompt: Prompt) -> str:
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
-def _answers(
-    reader: Reader, name: str, task: Task, config: EvaluateConfig, *, shots: Sequence[Demonstration] = ()
-) -> Answers:
-    prompts = task.prompts
-    if shots:
-        template = reader.chat.has_template
-        prompts = [
-            reader.chat.prompt_ids(with_examples(row.prompt, shots, has_template=template))
-            for row in task.rows
+class _Exam:
+    """One task for every model, on one panel."""
+
+    def __init__(self, panel: Panel, task: Task, config: EvaluateConfig) -> None:
+        self.task = task
+        self._panel, self._config = panel, config
+
+    def take(self, contestant: Contestant) -> list[Answers]:
+        """Return a model's answers; for the base also those behind worked examples."""
+        reader = self._reader(contestant)
+        given = [self._answers(reader, contestant.name)]
+        if contestant.name == BASE and self.task.shots:
+            given.append(self._answers(reader, FEWSHOT, shots=self.task.shots))
+        return given
+
+    def read_again(self, given: Sequence[Answers], reference: Contestant) -> list[Answers]:
+        """Add the reward model's scores and the reference's log-probabilities to every answer."""
+        prompts = self._repeated(self.task.prompts)
+        scored = [replace(one, proxy=self._panel.proxy(prompts, one.responses)) for one in given]
+        temperature = self._config.temperature
+        if temperature == 0:
+            return scored
+        reader = self._reader(reference)
+        return [
+            replace(
+                one,
+                ref_logps=one.logps
+                if one.name == reference.name
+                else reader.logps(prompts, one.responses, temperature=temperature),
+            )
+            for one in scored
         ]
-    rollout = reader.sample(_repeated(prompts, config.samples_per_prompt), seed=config.seed)
-    return Answers(
-        name,
-        rollout.responses,
-        [reader.chat.decode(response) for response in rollout.responses],
-        rollout.finished,
-        [sum(logprobs) for logprobs in rollout.logprobs],
-        _loss(reader, task.held_out) if not shots else None,
-    )
 
-
-def _read_again(
-    given: Sequence[Answers], task: Task, panel: Panel, reference: Contestant, config: EvaluateConfig
-) -> list[Answers]:
-    """Add the reward model's scores and the reference's log-probabilities to every answer."""
-    prompts = _repeated(task.prompts, config.samples_per_prompt)
-    scored = [replace(answers, proxy=panel.proxy(prompts, answers.responses)) for answers in given]
-    if config.temperature == 0:
-        return scored
-    reader = _reader(reference, panel, config)
-    return [
-        replace(
-            answers,
-            ref_logps=answers.logps
-            if answers.name == reference.name
-            else reader.logps(prompts, answers.responses, temperature=config.temperature),
+    def _answers(self, reader: Reader, name: str, *, shots: Sequence[Demonstration] = ()) -> Answers:
+        prompts = self.task.prompts
+        if shots:
+            template = reader.chat.has_template
+            prompts = [
+                reader.chat.prompt_ids(with_examples(row.prompt, shots, has_template=template))
+                for row in self.task.rows
+            ]
+        rollout = reader.sample(self._repeated(prompts), seed=self._config.seed)
+        return Answers(
+            name,
+            rollout.responses,
+            [reader.chat.decode(response) for response in rollout.responses],
+            rollout.finished,
+            [sum(logprobs) for logprobs in rollout.logprobs],
+            None if shots else _loss(reader, self.task.held_out),
         )
-        for answers in scored
-    ]
 
+    def _reader(self, contestant: Contestant) -> Reader:
+        """Return the panel with the contestant's adapter in effect, or its own model opened now."""
+        if contestant.is_full_model:
+            return open_full_model(contestant, self._config, like=self._panel)
+        self._panel.use(contestant.name if contestant.is_adapter else None)
+        return self._panel
 
-def _reader(contestant: Contestant, panel: Panel, config: EvaluateConfig) -> Reader:
-    """Return the panel with the contestant's adapter in effect, or its own model opened now."""
-    if contestant.is_full_model:
-        return open_full_model(contestant, config, like=panel)
-    panel.use(contestant.name if contestant.is_adapter else None)
-    return panel
+    def _repeated(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        return [prompt for prompt in prompts for _ in range(self._config.samples_per_prompt)]
 
 
 def _loss(reader: Reader, held_out: Sequence[Demonstration]) -> float | None:
@@ -202,10 +211,6 @@ def _demonstrations(inputs: Mapping[str, Checkpoint], role: str, notes: list[str
 def _stop_if_asked(ctx: StageContext) -> None:
     if ctx.stop.requested:
         raise Interrupted("stopped before the evaluation was finished", hint="run the same command again")
-
-
-def _repeated(prompts: Sequence[list[int]], times: int) -> list[list[int]]:
-    return [prompt for prompt in prompts for _ in range(times)]
 
 
 def _turns(prompt: Prompt) -> list[Mapping[str, Any]]:
