@@ -7,7 +7,9 @@ import shutil
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.contract import ArtifactKind, StageCheck
@@ -179,6 +181,20 @@ def test_without_gold_the_reward_model_is_the_judge(tmp_path, shelf):
     assert metrics["win_rate/dpo"] == pytest.approx(sum(wins) / len(wins))
     assert any("judged by the reward score" in note for note in table["notes"])
     assert "gold utility" not in table["columns"]
+
+
+def test_the_proxy_reward_is_what_plain_peft_computes(tmp_path, shelf):
+    metrics, _, _ = evaluate(tmp_path / "run", some(shelf, "sft", "reward"), temperature=0.7)
+
+    model = AutoModelForSequenceClassification.from_pretrained(shelf["base"].path, num_labels=1)
+    model = PeftModel.from_pretrained(model, shelf["reward"].path).eval()
+    context = stage_context(tmp_path / "again", EvaluateConfig(**SETTINGS), some(shelf, "sft"))
+    with torch.no_grad():
+        scores = [
+            float(model(torch.tensor([prompt + response])).logits[0, 0])
+            for prompt, response in responses_of(context, temperature=0.7)
+        ]
+    assert metrics["proxy/sft"] == pytest.approx(sum(scores) / len(scores), abs=1e-4)
 
 
 def test_samples_of_one_prompt_share_its_place(tmp_path, shelf):
