@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from pipeline.contract import ArtifactKind
 from pipeline.record import StageRecord
 from pipeline.store import Store
+
+FILE_WIDTH = 240
+"Characters a line when the output goes to a file or a pipe, which cannot say how wide it is."
 
 
 def show(
@@ -23,10 +27,12 @@ def show(
 
     table = Table(title=title or None, box=box.SIMPLE, title_justify="left", pad_edge=False)
     for column in columns:
-        table.add_column(Text(column))
+        table.add_column(Text(column), overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = FILE_WIDTH
     console.print(table)
     for note in notes:
         console.print(note, markup=False, highlight=False)
