@@ -12,11 +12,15 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 def tree_paths() -> dict[str, str]:
     """Return every path of the README's tree and its remark.
 
-    The tree is the first ```text block: two spaces a level, a name, two or more spaces, a remark.
-    A folder's name ends in a slash. One line may name several files of a folder, separated by spaces.
+    Every ```text block is a tree: two spaces a level, a name, two or more spaces, a remark. A folder's
+    name ends in a slash.
     """
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(body for language, body in FENCE.findall(text) if language == "text")
+    blocks = [body for language, body in FENCE.findall(text) if language == "text"]
+    return {path: remark for block in blocks for path, remark in _tree(block).items()}
+
+
+def _tree(block: str) -> dict[str, str]:
     paths: dict[str, str] = {}
     parents: list[str] = []
     for line in filter(str.strip, block.splitlines()):
@@ -24,8 +28,7 @@ def tree_paths() -> dict[str, str]:
         names, _, remark = line.strip().partition("  ")
         del parents[depth:]
         prefix = "".join(parents)
-        for name in names.split():
-            paths[prefix + name] = remark.strip()
+        paths[prefix + names] = remark.strip()
         if names.endswith("/"):
             parents.append(names)
     return paths
