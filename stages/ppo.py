@@ -1,6 +1,6 @@
 """The ppo stage: improve the SFT policy against a reward, held near it by a KL price.
 
-The card only: settings and slots. The loop is stages/trainers/ppo.py.
+The card only: settings and slots. The loop is stages/trainers/ppo/loop.py.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class PPOConfig(StrictModel):
 
 def run(ctx: StageContext) -> StageResult:
     """Train the policy of role `policy` against its rewards."""
-    from stages.trainers.ppo import train_ppo
+    from stages.trainers.ppo.loop import train_ppo
 
     return train_ppo(ctx)
 

@@ -7,7 +7,7 @@ import re
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from stages.runtime.templates import resolve_template
+from stages.runtime.text.templates import resolve_template
 from tests.tiny import EOS, SPECIAL_TOKENS, tiny_tokenizer
 
 _CONTROL_FORMS = (

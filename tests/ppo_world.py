@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from stages.ops.masks import length_mask
 from stages.ops.stats import RunningMoments
 from stages.ppo import PPOConfig
-from stages.trainers import ppo_update
 from stages.trainers.order import seed_of
-from stages.trainers.ppo_batches import Episode
-from stages.trainers.ppo_plan import minibatches
-from stages.trainers.ppo_rollout import Rollouts, read_rollouts
-from stages.trainers.ppo_scores import score_rollouts
+from stages.trainers.ppo import update as ppo_update
+from stages.trainers.ppo.batches import Episode
+from stages.trainers.ppo.plan import minibatches
+from stages.trainers.ppo.rollout import Rollouts, read_rollouts
+from stages.trainers.ppo.scores import score_rollouts
 
 Sequence_ = tuple[int, ...]
 
@@ -121,7 +121,7 @@ WORLD_B = World(prompts=1, tokens=5, longest=3, eos=4, beta=0.5, seed=5)
 
 
 class TableRoles:
-    """The face of stages.trainers.ppo_roles.Roles over tables."""
+    """The face of stages.trainers.ppo.roles.Roles over tables."""
 
     def __init__(self, world: World) -> None:
         self.world = world

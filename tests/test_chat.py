@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from pipeline.errors import ConfigError, DataError, ModelError
-from stages.runtime.chat import ChatText, generation_eos, resolve_template
-from stages.runtime.templates import template_names
+from stages.runtime.text.chat import ChatText, generation_eos, resolve_template
+from stages.runtime.text.templates import template_names
 from tests.chat_tokenizers import blank_first_tokenizer, chat_tokenizer, merging_tokenizer
 from tests.tiny import CHAT_TEMPLATE, tiny_config, tiny_tokenizer
 
@@ -311,7 +311,7 @@ def test_an_unknown_template_is_named_with_the_closest_one(name, code, hint):
 
 def test_finding_a_template_imports_neither_trl_nor_torch():
     program = (
-        "import sys; from stages.runtime.chat import resolve_template; resolve_template('qwen3');"
+        "import sys; from stages.runtime.text.chat import resolve_template; resolve_template('qwen3');"
         "print(sorted({'trl', 'torch', 'transformers'} & set(sys.modules)))"
     )
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from pipeline.disk import Disk
 from pipeline.errors import StoreError
-from stages.runtime.checkpoints import CheckpointFolder
-from stages.runtime.training_state import (
+from stages.runtime.saving.checkpoints import CheckpointFolder
+from stages.runtime.saving.training_state import (
     pack_optimizer,
     pack_random_state,
     restore_optimizer,
@@ -156,7 +156,7 @@ def test_a_full_disk_is_one_clear_error_and_the_checkpoints_before_stay(
         path.write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("stages.runtime.checkpoints.save_file", full)
+    monkeypatch.setattr("stages.runtime.saving.checkpoints.save_file", full)
 
     with pytest.raises(StoreError, match=r"cannot be written .* No space left"):
         folder.save(3, _tensors(3), {})

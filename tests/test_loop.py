@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.errors import Interrupted, StageFailed
 from stages.config import TrainingConfig
-from stages.runtime.checkpoints import CheckpointFolder
+from stages.runtime.saving.checkpoints import CheckpointFolder
 from stages.trainers.loop import LoopSettings, LossOutput, make_optimizer, train
 from stages.trainers.order import order, row_batches, total_steps
 from tests.tiny import ManualStop, stage_context

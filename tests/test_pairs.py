@@ -19,10 +19,10 @@ from stages.dpo import DPOConfig
 from stages.ops.preference_losses import PairLogps, preference_loss
 from stages.reward import RewardConfig
 from stages.runtime.adapters import named_adapter_parameters
-from stages.runtime.chat import ChatText
 from stages.runtime.loading import backbone
 from stages.runtime.output_head import OutputHead
 from stages.runtime.switch import AdapterSwitch, enable_checkpointing
+from stages.runtime.text.chat import ChatText
 from stages.trainers.dpo import DPOTrainer
 from stages.trainers.pair_data import TokenPair, load_pair_data
 from stages.trainers.pair_model import PairModel, recompute_layers

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config.run import ModelConfig
 from stages.runtime.loading import load_base
-from stages.trainers.ppo_roles import load_roles
+from stages.trainers.ppo.roles import load_roles
 from tests.benchmarks.bench_ppo_memory import bytes_of, measure
 from tests.ppo_setup import chain, config
 

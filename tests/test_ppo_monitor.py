@@ -9,7 +9,7 @@ from pipeline.contract import ArtifactKind
 from pipeline.errors import Interrupted
 from stages.ops.stats import correlation
 from stages.ppo import SPEC
-from stages.trainers.ppo_monitor import HISTORY, NAMES, find_alarms
+from stages.trainers.ppo.monitor import HISTORY, NAMES, find_alarms
 from tests.ppo_setup import chain, config, without, written
 from tests.tiny import ManualStop, stage_context
 

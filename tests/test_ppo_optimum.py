@@ -13,7 +13,8 @@ from stages.ops import ppo_losses as loss_ops
 from stages.ops import rewards as reward_ops
 from stages.ops.masks import last_token_mask, length_mask
 from stages.ops.preference_losses import PairLogps, preference_loss
-from stages.trainers import ppo_scores, ppo_update
+from stages.trainers.ppo import scores as ppo_scores
+from stages.trainers.ppo import update as ppo_update
 from tests.ppo_world import WORLD_A, WORLD_B, Faults, settings, solve
 
 GAP = 1e-3

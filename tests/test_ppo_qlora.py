@@ -10,9 +10,9 @@ from pipeline.config.run import ModelConfig
 from pipeline.errors import Interrupted
 from stages.ppo import SPEC
 from stages.runtime.loading import load_base
-from stages.trainers import ppo as trainer
-from stages.trainers.ppo_roles import POLICY
-from stages.trainers.ppo_setting import open_setting
+from stages.trainers.ppo import loop as trainer
+from stages.trainers.ppo.roles import POLICY
+from stages.trainers.ppo.setting import open_setting
 from tests.ppo_setup import TUNING, chain, config
 from tests.tiny import ManualStop, stage_context
 

@@ -15,13 +15,13 @@ from pipeline.contract import ArtifactKind, StageCheck
 from pipeline.errors import ConfigError, DataError, HandOverError, Interrupted, ModelError, StageFailed
 from stages.ppo import SPEC, PPOConfig
 from stages.runtime.adapters import named_adapter_parameters
-from stages.runtime.checkpoints import CheckpointFolder, checkpoint_key
-from stages.trainers import ppo as trainer
-from stages.trainers import ppo_update
-from stages.trainers.ppo import gather
-from stages.trainers.ppo_plan import learning_rate_factor, minibatches, prompts_of
-from stages.trainers.ppo_roles import POLICY, REFERENCE, REWARD, VALUE, load_roles
-from stages.trainers.ppo_setting import open_setting
+from stages.runtime.saving.checkpoints import CheckpointFolder, checkpoint_key
+from stages.trainers.ppo import loop as trainer
+from stages.trainers.ppo import update as ppo_update
+from stages.trainers.ppo.loop import gather
+from stages.trainers.ppo.plan import learning_rate_factor, minibatches, prompts_of
+from stages.trainers.ppo.roles import POLICY, REFERENCE, REWARD, VALUE, load_roles
+from stages.trainers.ppo.setting import open_setting
 from tests.ppo_setup import TUNING, chain, config, without, written
 from tests.tiny import MODEL_TYPES, ManualStop, as_checkpoint, stage_context
 
@@ -176,7 +176,7 @@ def test_the_update_does_not_depend_on_the_size_of_a_micro_batch(inputs, tmp_pat
 def test_packed_and_padded_rows_give_the_same_update(inputs, tmp_path, monkeypatch):
     options = {"num_mini_batches": 1, "num_ppo_epochs": 1, "adam_epsilon": 1e-2, "max_grad_norm": 1e3}
     packed_setting, _, packed, _ = one_update(inputs, tmp_path / "a", **options)
-    monkeypatch.setattr("stages.trainers.ppo_roles.supports_segments", lambda *a, **o: "asked by the test")
+    monkeypatch.setattr("stages.trainers.ppo.roles.supports_segments", lambda *a, **o: "asked by the test")
 
     padded_setting, _, padded, _ = one_update(inputs, tmp_path / "b", **options)
 

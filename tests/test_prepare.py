@@ -13,7 +13,7 @@ from reward.preferences.records import PreferenceRecord, Response, Vote, VoteKin
 from stages.data import read_demonstrations, read_prompts
 from stages.derivation import demonstrations, derive, dialogue, prompts
 from stages.prepare import PrepareConfig, run
-from stages.runtime.documents import read_documents
+from stages.runtime.text.documents import read_documents
 from tests.realdata import find_realdata
 from tests.tiny import stage_context
 

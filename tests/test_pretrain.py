@@ -15,10 +15,10 @@ from pipeline.config.run import ModelConfig
 from pipeline.contract import ArtifactKind, Checkpoint, StageCheck
 from pipeline.errors import DataError, Interrupted, ModelError
 from stages.pretrain import SPEC, PretrainConfig
-from stages.runtime.blocks import IGNORED, collate, pack
-from stages.runtime.byte_tokenizer import train_tokenizer
-from stages.runtime.documents import read_documents, split
-from stages.runtime.text_contract import TextContract, tokenizer_digest
+from stages.runtime.text.blocks import IGNORED, collate, pack
+from stages.runtime.text.byte_tokenizer import train_tokenizer
+from stages.runtime.text.contract import TextContract, tokenizer_digest
+from stages.runtime.text.documents import read_documents, split
 from tests.tiny import ManualStop, as_checkpoint, stage_context, tiny_config
 
 LLAMA: dict[str, Any] = {

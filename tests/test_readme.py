@@ -33,7 +33,7 @@ def test_every_line_of_the_tree_has_a_remark() -> None:
 def test_the_readme_says_where_the_ppo_loop_is() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
 
-    assert "stages/trainers/ppo.py" in text
+    assert "stages/trainers/ppo/loop.py" in text
 
 
 def test_every_documented_make_target_exists() -> None:

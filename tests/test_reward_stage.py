@@ -16,8 +16,8 @@ from reward.model import ScoreHead
 from reward.scoring import score
 from stages.reward import SPEC, RewardConfig
 from stages.runtime.adapters import load_head
-from stages.runtime.chat import ChatText
 from stages.runtime.loading import backbone, load_tokenizer
+from stages.runtime.text.chat import ChatText
 from stages.trainers.pair_data import load_pair_data
 from tests.pair_fixtures import FP32, TUNING, preference_file, reopen, sft_adapter, toy_rows
 from tests.tiny import ManualStop, as_checkpoint, stage_context, tiny_model

@@ -11,8 +11,8 @@ from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.contract import ArtifactKind, StageCheck
 from pipeline.errors import DataError, HandOverError, ModelError
 from stages.runtime.adapters import named_adapter_parameters
-from stages.runtime.chat import ChatText, TextContract
-from stages.runtime.seal import SealedSearch
+from stages.runtime.saving.seal import SealedSearch
+from stages.runtime.text.chat import ChatText, TextContract
 from stages.sft import SPEC, SftConfig, check
 from stages.trainers import sft, sft_layout
 from stages.trainers.sft_rows import IGNORED, TokenRow, encode_rows, prove_stop_is_trained

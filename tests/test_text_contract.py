@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.contract import ArtifactKind, Checkpoint
 from pipeline.errors import ExitCode, HandOverError, ModelError
-from stages.runtime.chat import TextContract, check_same_text, resolve_template
+from stages.runtime.text.chat import TextContract, check_same_text, resolve_template
 from tests.chat_tokenizers import blank_first_tokenizer, chat_tokenizer, merging_tokenizer
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 

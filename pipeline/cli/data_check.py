@@ -188,7 +188,7 @@ def _token_ids(tokenizer: str | None, max_length: int | None) -> TokenIds | None
         raise UserError("--max-length and --tokenizer belong together", code="missing-argument")
     from transformers import AutoTokenizer
 
-    from stages.runtime.chat import ChatText
+    from stages.runtime.text.chat import ChatText
 
     chat = ChatText(AutoTokenizer.from_pretrained(tokenizer))
     return lambda prompt, response: (chat.prompt_ids(prompt), chat.response_ids(prompt, response))

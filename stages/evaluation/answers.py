@@ -22,7 +22,7 @@ from stages.evaluation.contestants import (
     open_full_model,
     open_panel,
 )
-from stages.runtime.chat import ChatText, Prompt
+from stages.runtime.text.chat import ChatText, Prompt
 
 LOGGER = logging.getLogger(__name__)
 

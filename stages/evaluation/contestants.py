@@ -15,12 +15,12 @@ from reward.model import ScoreHead
 from reward.scoring import score
 from stages.evaluate import FIXED_ROLES, EvaluateConfig
 from stages.runtime.adapters import load_adapter, load_head
-from stages.runtime.chat import ChatText, TextContract, check_same_text, generation_eos
 from stages.runtime.generation import Rollout, sample
 from stages.runtime.loading import backbone, load_base, load_tokenizer
 from stages.runtime.output_head import OutputHead
 from stages.runtime.switch import AdapterSwitch
-from stages.trainers.ppo_batches import Episode, padded_batch
+from stages.runtime.text.chat import ChatText, TextContract, check_same_text, generation_eos
+from stages.trainers.ppo.batches import Episode, padded_batch
 
 BASE, FEWSHOT = "base", "base few-shot"
 REWARD = "reward"

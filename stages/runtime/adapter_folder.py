@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pipeline.contract import Checkpoint
 from pipeline.errors import Finding, HandOverError, ModelError
-from stages.runtime.chat import TextContract
 from stages.runtime.folders import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, adapter_findings, read_json
+from stages.runtime.text.chat import TextContract
 
 HEAD_KEY = "base_model.model.score."
 "Where a score head stands in adapter_model.safetensors, as peft itself stores it."

@@ -28,10 +28,10 @@ from stages.runtime.adapter_folder import (
     write_config,
     write_tensors,
 )
-from stages.runtime.chat import TextContract, generation_eos
 from stages.runtime.folders import ADAPTER_WEIGHTS_FILE
 from stages.runtime.loading import base_of, causal_lm_of
 from stages.runtime.switch import AdapterSwitch, enable_checkpointing
+from stages.runtime.text.chat import TextContract, generation_eos
 
 __all__ = [
     "AdapterSwitch",

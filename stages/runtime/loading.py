@@ -26,7 +26,7 @@ from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.contract import Checkpoint
 from pipeline.errors import Finding, ModelError
 from stages.runtime.folders import model_findings, tokenizer_findings
-from stages.runtime.templates import resolve_template
+from stages.runtime.text.templates import resolve_template
 
 LOGGER = logging.getLogger(__name__)
 

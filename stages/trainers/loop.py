@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from pipeline.contract import StageContext
 from pipeline.errors import Interrupted, StageFailed
 from stages.config import OptimizationConfig
-from stages.runtime.checkpoints import CheckpointFolder, checkpoint_key
-from stages.runtime.training_state import (
+from stages.runtime.saving.checkpoints import CheckpointFolder, checkpoint_key
+from stages.runtime.saving.training_state import (
     NamedParameters,
     pack_optimizer,
     pack_parameters,

@@ -13,7 +13,7 @@ from reward.preferences.pairs import Pair, PairSet, load_pairs
 from reward.preferences.records import Prompt, prompt_text
 from reward.preferences.split import split_groups
 from stages.pair_config import PairTrainingConfig
-from stages.runtime.chat import ChatText
+from stages.runtime.text.chat import ChatText
 
 LOGGER = logging.getLogger(__name__)
 

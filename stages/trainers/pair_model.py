@@ -15,12 +15,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from pipeline.contract import StageContext
 from stages.pair_config import PairTrainingConfig
 from stages.runtime.adapters import load_adapter
-from stages.runtime.chat import ChatText, check_same_text, generation_eos
 from stages.runtime.handover import HandOver, prove_hand_over
 from stages.runtime.loading import backbone, causal_lm_of, load_base, load_tokenizer
 from stages.runtime.segment_check import supports_segments
 from stages.runtime.segments import segment_model
 from stages.runtime.switch import AdapterSwitch, enable_checkpointing
+from stages.runtime.text.chat import ChatText, check_same_text, generation_eos
 from stages.trainers.pairs import PairBatch
 
 POLICY, REFERENCE, REWARD = "policy", "ref", "reward"

@@ -16,14 +16,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from pipeline.contract import StageContext, StageResult
 from pipeline.errors import DataError, Finding, ModelError
 from stages.pretrain import PretrainConfig
-from stages.runtime.blocks import IGNORED, Batch, collate, pack
-from stages.runtime.byte_tokenizer import train_tokenizer
-from stages.runtime.chat import ChatText, TextContract, generation_eos
-from stages.runtime.documents import Document, read_documents, split
-from stages.runtime.encoding import TextEncoder
 from stages.runtime.handover import prove_trainable
 from stages.runtime.loading import device, load_base, load_tokenizer, vocabulary_findings
-from stages.runtime.templates import resolve_template
+from stages.runtime.text.blocks import IGNORED, Batch, collate, pack
+from stages.runtime.text.byte_tokenizer import train_tokenizer
+from stages.runtime.text.chat import ChatText, TextContract, generation_eos
+from stages.runtime.text.documents import Document, read_documents, split
+from stages.runtime.text.encoding import TextEncoder
+from stages.runtime.text.templates import resolve_template
 from stages.trainers.loop import LossOutput, train
 from stages.trainers.order import order, row_batches, seed_of, total_steps
 

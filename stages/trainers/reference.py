@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.canonical import digest
-from stages.runtime.durable import publish
+from stages.runtime.saving.durable import publish
 from stages.trainers.pair_data import TokenPair
 
 LOGGER = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from pipeline.errors import DataError
 from reward.card import ScoredPair, length_wins, report_card
 from reward.card_table import card_table
 from reward.probes import probe_flags, probe_report, probe_texts
-from stages.runtime.chat import ChatText
+from stages.runtime.text.chat import ChatText
 from stages.trainers.pair_data import PairData, TokenPair
 
 CARD_FILE = "card.json"

@@ -9,11 +9,11 @@ from pipeline.contract import Checkpoint
 from reward.model import ScoreHead
 from stages.reward import RewardConfig
 from stages.runtime.adapters import load_adapter, load_head
-from stages.runtime.chat import ChatText, generation_eos
 from stages.runtime.handover import HandOver
 from stages.runtime.loading import backbone, load_base, load_tokenizer
 from stages.runtime.segment_check import supports_segments
 from stages.runtime.switch import AdapterSwitch
+from stages.runtime.text.chat import ChatText, generation_eos
 from stages.trainers.pair_data import PairData, load_pair_data
 from stages.trainers.pair_model import REWARD, PairModel
 from stages.trainers.reward import RewardTrainer

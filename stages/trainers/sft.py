@@ -18,10 +18,10 @@ from stages.data import (
     write_rejects,
 )
 from stages.runtime.adapters import load_adapter, named_adapter_parameters, new_adapter, save_adapter
-from stages.runtime.chat import ChatText, TextContract
 from stages.runtime.handover import HandOver, prove_hand_over
 from stages.runtime.loading import load_base, load_tokenizer, position_findings, vocabulary_findings
-from stages.runtime.seal import train_sealed
+from stages.runtime.saving.seal import train_sealed
+from stages.runtime.text.chat import ChatText, TextContract
 from stages.sft import SftConfig
 from stages.trainers.sft_evaluation import HeldOut
 from stages.trainers.sft_layout import choose_layout, without_base_dropout

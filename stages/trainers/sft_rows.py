@@ -8,7 +8,7 @@ from typing import Literal
 
 from pipeline.errors import DataError
 from stages.data import Demonstration, RejectedRow
-from stages.runtime.chat import ChatText
+from stages.runtime.text.chat import ChatText
 
 IGNORED = -100
 "The label of a token that does not count, as torch's cross-entropy and TRL know it."

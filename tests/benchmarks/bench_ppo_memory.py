@@ -30,11 +30,11 @@ from stages.runtime.adapters import (
 from stages.runtime.loading import backbone, load_base
 from stages.runtime.output_head import OutputHead
 from stages.runtime.segments import segment_model
-from stages.trainers import ppo_roles
 from stages.trainers.pair_model import recompute_layers
-from stages.trainers.ppo_plan import minibatches, sampling_generator
-from stages.trainers.ppo_rollout import EncodedPrompt, read_rollouts, sample_rollouts
-from stages.trainers.ppo_update import make_optimizer, make_targets, update
+from stages.trainers.ppo import roles as ppo_roles
+from stages.trainers.ppo.plan import minibatches, sampling_generator
+from stages.trainers.ppo.rollout import EncodedPrompt, read_rollouts, sample_rollouts
+from stages.trainers.ppo.update import make_optimizer, make_targets, update
 from stages.trainers.sft_rows import IGNORED
 from stages.trainers.sft_trainer import JoinedRows, answer_logprobs
 from tests.benchmarks.live_bytes import LiveBytes

@@ -18,8 +18,8 @@ from stages.data import Demonstration
 from stages.evaluate import SPEC, EvaluateConfig, check, run
 from stages.evaluation.answers import with_examples
 from stages.runtime.adapters import new_adapter, save_adapter
-from stages.runtime.chat import ChatText
 from stages.runtime.loading import load_base, load_tokenizer
+from stages.runtime.text.chat import ChatText
 from tests.tiny import ManualStop, as_checkpoint, stage_context, tiny_model
 
 PROMPTS = [{"id": f"p{i}", "prompt": f"say {i}", "wanted": str(i)} for i in range(6)]

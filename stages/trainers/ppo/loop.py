@@ -11,18 +11,18 @@ from pipeline.errors import Interrupted
 from stages.ops.kl import adapted_kl_coef
 from stages.ppo import PPOConfig
 from stages.runtime.adapters import save_adapter
-from stages.runtime.checkpoints import CheckpointFolder, checkpoint_key
-from stages.trainers.ppo_metrics import rollout_metrics, update_metrics
-from stages.trainers.ppo_monitor import NAMES as ALARM_NAMES
-from stages.trainers.ppo_monitor import find_alarms
-from stages.trainers.ppo_plan import learning_rate_factor, minibatches, prompts_of, sampling_generator
-from stages.trainers.ppo_proof import prove_reference_on, prove_start
-from stages.trainers.ppo_roles import POLICY, VALUE
-from stages.trainers.ppo_rollout import Readings, Rollouts, read_rollouts, sample_rollouts
-from stages.trainers.ppo_scores import Scores, score_rollouts
-from stages.trainers.ppo_setting import Setting, open_setting
-from stages.trainers.ppo_state import BestPolicy, PPOCheckpoints, PPOState
-from stages.trainers.ppo_update import UpdateSums, make_optimizer, make_targets, update
+from stages.runtime.saving.checkpoints import CheckpointFolder, checkpoint_key
+from stages.trainers.ppo.metrics import rollout_metrics, update_metrics
+from stages.trainers.ppo.monitor import NAMES as ALARM_NAMES
+from stages.trainers.ppo.monitor import find_alarms
+from stages.trainers.ppo.plan import learning_rate_factor, minibatches, prompts_of, sampling_generator
+from stages.trainers.ppo.proof import prove_reference_on, prove_start
+from stages.trainers.ppo.roles import POLICY, VALUE
+from stages.trainers.ppo.rollout import Readings, Rollouts, read_rollouts, sample_rollouts
+from stages.trainers.ppo.scores import Scores, score_rollouts
+from stages.trainers.ppo.setting import Setting, open_setting
+from stages.trainers.ppo.state import BestPolicy, PPOCheckpoints, PPOState
+from stages.trainers.ppo.update import UpdateSums, make_optimizer, make_targets, update
 
 LOGGER = logging.getLogger(__name__)
 

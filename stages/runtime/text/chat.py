@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError, ModelError
-from stages.runtime.encoding import TextEncoder
-from stages.runtime.templates import Message, render, resolve_template
-from stages.runtime.text_contract import TextContract, check_same_text
+from stages.runtime.text.contract import TextContract, check_same_text
+from stages.runtime.text.encoding import TextEncoder
+from stages.runtime.text.templates import Message, render, resolve_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

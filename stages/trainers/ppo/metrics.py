@@ -6,9 +6,9 @@ from torch import Tensor
 
 from stages.ops.kl import k1, k3
 from stages.ops.stats import correlation, explained_variance, masked_mean, masked_sum
-from stages.trainers.ppo_rollout import Readings, Rollouts
-from stages.trainers.ppo_scores import Scores
-from stages.trainers.ppo_update import Targets, UpdateSums
+from stages.trainers.ppo.rollout import Readings, Rollouts
+from stages.trainers.ppo.scores import Scores
+from stages.trainers.ppo.update import Targets, UpdateSums
 
 
 def rollout_metrics(

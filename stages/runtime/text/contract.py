@@ -51,7 +51,7 @@ class TextContract:
         Raises:
             ModelError: the template fails, or no stop token can be found.
         """
-        from stages.runtime.chat import ChatText  # chat.py offers this class too, so it is imported late
+        from stages.runtime.text.chat import ChatText  # chat.py offers this class too, so it is imported late
 
         template = tokenizer.chat_template
         text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)

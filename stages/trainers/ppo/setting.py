@@ -12,7 +12,6 @@ from pipeline.contract import StageContext
 from pipeline.errors import ConfigError, DataError, ModelError
 from stages.data import read_prompts
 from stages.ppo import PPOConfig, reward_findings
-from stages.runtime.chat import ChatText, check_same_text, generation_eos
 from stages.runtime.loading import (
     causal_lm_of,
     load_tokenizer,
@@ -20,8 +19,9 @@ from stages.runtime.loading import (
     vocabulary_findings,
 )
 from stages.runtime.score_function import ScoreFunction, load_score_function
-from stages.trainers.ppo_roles import Roles, load_roles
-from stages.trainers.ppo_rollout import EncodedPrompt
+from stages.runtime.text.chat import ChatText, check_same_text, generation_eos
+from stages.trainers.ppo.roles import Roles, load_roles
+from stages.trainers.ppo.rollout import EncodedPrompt
 
 LOGGER = logging.getLogger(__name__)
 

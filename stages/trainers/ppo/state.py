@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from stages.ops.stats import RunningMoments
-from stages.runtime.checkpoints import CheckpointFolder
-from stages.runtime.training_state import (
+from stages.runtime.saving.checkpoints import CheckpointFolder
+from stages.runtime.saving.training_state import (
     NamedParameters,
     pack_optimizer,
     pack_parameters,
     restore_optimizer,
     restore_parameters,
 )
-from stages.trainers.ppo_monitor import HISTORY
-from stages.trainers.ppo_roles import Roles
+from stages.trainers.ppo.monitor import HISTORY
+from stages.trainers.ppo.roles import Roles
 
 FINAL = 10
 "Iterations over which the final metrics are averaged."

@@ -16,11 +16,11 @@ from stages.ops.ppo_losses import policy_losses, ratios, value_losses
 from stages.ops.rewards import token_rewards
 from stages.ops.stats import masked_sum
 from stages.ppo import PPOConfig
-from stages.trainers.ppo_batches import TokenBatch
-from stages.trainers.ppo_plan import learning_rate_factor, minibatches
-from stages.trainers.ppo_proof import prove_ratio
-from stages.trainers.ppo_roles import POLICY, Roles
-from stages.trainers.ppo_rollout import Readings, Rollouts
+from stages.trainers.ppo.batches import TokenBatch
+from stages.trainers.ppo.plan import learning_rate_factor, minibatches
+from stages.trainers.ppo.proof import prove_ratio
+from stages.trainers.ppo.roles import POLICY, Roles
+from stages.trainers.ppo.rollout import Readings, Rollouts
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from pipeline.errors import HandOverError
 from stages.ops.kl import k3
 from stages.ops.stats import masked_mean
 from stages.runtime.handover import prove_hand_over, prove_head
-from stages.trainers.ppo_roles import POLICY, REFERENCE, Roles
-from stages.trainers.ppo_rollout import Readings, Rollouts
+from stages.trainers.ppo.roles import POLICY, REFERENCE, Roles
+from stages.trainers.ppo.rollout import Readings, Rollouts
 
 STEP_ZERO_TOLERANCE = 1e-6
 "Largest KL(policy, reference) a token and |ratio - 1| of a policy that has not been trained."

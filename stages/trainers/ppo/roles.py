@@ -19,7 +19,7 @@ from stages.runtime.output_head import OutputHead
 from stages.runtime.segment_check import supports_segments
 from stages.runtime.segments import segment_model
 from stages.runtime.switch import AdapterSwitch, enable_checkpointing
-from stages.trainers.ppo_batches import Collate, Episode, TokenBatch, packed_batch, padded_batch
+from stages.trainers.ppo.batches import Collate, Episode, TokenBatch, packed_batch, padded_batch
 
 POLICY, REFERENCE, REWARD, VALUE = "policy", "ref", "reward", "value"
 

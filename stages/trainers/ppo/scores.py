@@ -10,9 +10,9 @@ from torch import Tensor
 from stages.ops.rewards import length_penalties, normalised, with_missing_eos_penalty
 from stages.ops.stats import RunningMoments
 from stages.ppo import PPOConfig
-from stages.runtime.chat import ChatText
 from stages.runtime.score_function import ScoreFunction
-from stages.trainers.ppo_rollout import Readings, Rollouts
+from stages.runtime.text.chat import ChatText
+from stages.trainers.ppo.rollout import Readings, Rollouts
 
 
 @dataclass(frozen=True, slots=True)

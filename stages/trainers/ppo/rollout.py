@@ -12,8 +12,8 @@ from stages.data import PromptRow
 from stages.ops.masks import length_mask
 from stages.ppo import PPOConfig
 from stages.runtime.generation import sample
-from stages.trainers.ppo_batches import Episode
-from stages.trainers.ppo_roles import POLICY, REFERENCE, Roles
+from stages.trainers.ppo.batches import Episode
+from stages.trainers.ppo.roles import POLICY, REFERENCE, Roles
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,9 @@ from transformers import (
 from pipeline.contract import MetricLogger, StageContext, StopFlag
 from pipeline.disk import Disk
 from pipeline.errors import Finding, Interrupted
-from stages.runtime.checkpoints import checkpoint_key
-from stages.runtime.durable import sync_tree
-from stages.runtime.listing import listing_findings, make_listing
+from stages.runtime.saving.checkpoints import checkpoint_key
+from stages.runtime.saving.durable import sync_tree
+from stages.runtime.saving.listing import listing_findings, make_listing
 
 LOGGER = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from pipeline.contract import StageContext
 from pipeline.disk import Disk, free_text
 from pipeline.errors import Finding, StoreError
 from pipeline.fingerprint import key_settings
-from stages.runtime.durable import publish, remove_leftovers
-from stages.runtime.listing import listing_findings, make_listing
+from stages.runtime.saving.durable import publish, remove_leftovers
+from stages.runtime.saving.listing import listing_findings, make_listing
 
 LOGGER = logging.getLogger(__name__)
 

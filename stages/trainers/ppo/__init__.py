@@ -1,0 +1,1 @@
+"""PPO: the loop, the roles on one base, rollouts, scores, the update and its proofs."""
