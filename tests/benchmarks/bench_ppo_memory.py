@@ -35,8 +35,8 @@ from stages.trainers.ppo import roles as ppo_roles
 from stages.trainers.ppo.plan import minibatches, sampling_generator
 from stages.trainers.ppo.rollout import EncodedPrompt, read_rollouts, sample_rollouts
 from stages.trainers.ppo.update import make_optimizer, make_targets, update
+from stages.trainers.sft_layout import JoinedRows, answer_logprobs
 from stages.trainers.sft_rows import IGNORED
-from stages.trainers.sft_trainer import JoinedRows, answer_logprobs
 from tests.benchmarks.live_bytes import LiveBytes
 from tests.ppo_setup import adapter
 from tests.tiny import tiny_model
