@@ -13,6 +13,8 @@ class PairTrainingConfig(TrainingConfig):
 
     eval_share: float = Field(0.1, ge=0, lt=1)
     "Share of the pairs held out by prompt, near-duplicate prompts together; 0 trains on all."
+    max_rejected_share: float = Field(0.05, ge=0, le=1)
+    "Largest share of rows of a preference file that may be unusable; more of them stop the stage."
     soft_labels: bool = True
     "Take the share of votes as the label; false takes the majority for certain."
     include_ties: bool = False

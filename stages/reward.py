@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipeline.contract import ArtifactKind, InputSlot, StageContext, StageResult, StageSpec
+from stages.pair_check import check_pairs
 from stages.pair_config import PairTrainingConfig
 
 
@@ -47,6 +48,7 @@ SPEC = StageSpec(
     },
     outputs={"reward_model": ArtifactKind.REWARD_MODEL, "card": ArtifactKind.TABLE},
     run=run,
+    check=check_pairs,
     summary="reward model: Bradley-Terry loss on preference pairs, with a report card",
     metrics=(
         "accuracy",

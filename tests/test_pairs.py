@@ -268,7 +268,7 @@ def test_long_and_equal_pairs_are_dropped_and_counted(tmp_path: Path):
         }
     )
     file = preference_file(tmp_path / "pairs.jsonl", rows)
-    config = RewardConfig(max_length=200, eval_share=0.25, seed=1)
+    config = RewardConfig(max_length=200, eval_share=0.25, seed=1, max_rejected_share=0.1)
 
     data = load_pair_data(file.path, config, ChatText(tiny_tokenizer()))
 

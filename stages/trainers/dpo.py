@@ -22,7 +22,7 @@ from stages.runtime.loading import backbone, causal_lm_of
 from stages.runtime.output_head import OutputHead
 from stages.trainers.loop import LossOutput, train
 from stages.trainers.pair_data import PairData, TokenPair, open_pair_data
-from stages.trainers.pair_model import POLICY, REFERENCE, PairModel, open_pair_model
+from stages.trainers.pair_model import POLICY, REFERENCE, PairModel, open_pair_model, refuse_unfit
 from stages.trainers.pairs import PairBatch, PairSchedule, make_batches
 from stages.trainers.reference import Logps, cached_logps, reference_key
 from stages.trainers.reward import reward_metrics
@@ -110,6 +110,7 @@ def train_dpo(ctx: StageContext) -> StageResult:
     needs_reference = config.loss_type not in REFERENCE_FREE
     parts = open_pair_model(ctx, name=POLICY, with_reference=needs_reference)
     data = open_pair_data(ctx.inputs, config, parts.chat)
+    refuse_unfit(parts, [*data.train, *data.held_out])
     pairs = [*data.train, *data.held_out]
     output_head = OutputHead.of(parts.model, backbone=backbone(parts.model))
     schedule = PairSchedule(data.train, config, packed=parts.packed)

@@ -12,6 +12,7 @@ from pipeline.errors import DataError
 from reward.preferences.pairs import Pair, PairSet, load_pairs
 from reward.preferences.records import Prompt, prompt_text
 from reward.preferences.split import split_groups
+from stages.pair_check import leak_findings, set_findings
 from stages.pair_config import PairTrainingConfig
 from stages.runtime.text.chat import ChatText
 
@@ -72,17 +73,25 @@ def load_pair_data(
     what a person judged. Pairs with equal token ids are set aside.
 
     Raises:
-        DataError: a file cannot be read, no pair is left to train on, or a prompt stands in both files.
+        DataError: a file cannot be read, has too many bad rows or no pair left to train on, or a
+            prompt stands in both files.
     """
     found = load_pairs(path, mapping=mapping)
+    findings = set_findings(found, config, path)
     pairs = _labelled(found, config)
     if held_out is None:
         train, measured = split_groups(pairs, config.eval_share, config.seed)
     else:
-        others = _labelled(load_pairs(held_out, mapping=mapping), config)
-        _refuse_leaks(pairs, others, where=held_out)
+        measured_set = load_pairs(held_out, mapping=mapping)
+        findings += [
+            *set_findings(measured_set, config, held_out),
+            *leak_findings(found, measured_set, held_out),
+        ]
+        others = _labelled(measured_set, config)
         train, measured = list(range(len(pairs))), list(range(len(pairs), len(pairs) + len(others)))
         pairs = [*pairs, *others]
+    if findings:
+        raise DataError.from_findings(findings)
     tokenised, dropped = _tokenise(pairs, config, chat)
     kept = {number: pair for number, pair in enumerate(tokenised) if pair is not None}
     data = PairData(
@@ -101,19 +110,6 @@ def load_pair_data(
 
 def _labelled(found: PairSet, config: PairTrainingConfig) -> list[Pair]:
     return [*found.pairs, *(found.ties if config.include_ties and config.soft_labels else [])]
-
-
-def _refuse_leaks(pairs: Sequence[Pair], held_out: Sequence[Pair], *, where: Path) -> None:
-    """Refuse held-out pairs whose prompt is trained on."""
-    trained = {pair.group for pair in pairs}
-    lines = [str(pair.line) for pair in held_out if pair.group in trained]
-    if lines:
-        raise DataError(
-            f"{len(lines)} held-out pairs have a prompt that is trained on, lines {', '.join(lines[:10])}",
-            where=str(where),
-            hint="take these prompts out of one of the files",
-            code="leak",
-        )
 
 
 def _tokenise(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -13,14 +13,23 @@ from transformers import PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.contract import StageContext
+from pipeline.errors import ModelError
 from stages.pair_config import PairTrainingConfig
 from stages.runtime.adapters import load_adapter
 from stages.runtime.handover import HandOver, prove_hand_over
-from stages.runtime.loading import backbone, causal_lm_of, load_base, load_tokenizer
+from stages.runtime.loading import (
+    backbone,
+    causal_lm_of,
+    load_base,
+    load_tokenizer,
+    position_findings,
+    vocabulary_findings,
+)
 from stages.runtime.segment_check import supports_segments
 from stages.runtime.segments import segment_model
 from stages.runtime.switch import AdapterSwitch, enable_checkpointing
 from stages.runtime.text.chat import ChatText, check_same_text, generation_eos
+from stages.trainers.pair_data import TokenPair
 from stages.trainers.pairs import PairBatch
 
 POLICY, REFERENCE, REWARD = "policy", "ref", "reward"
@@ -108,6 +117,18 @@ def open_pair_model(ctx: StageContext, *, name: str, with_reference: bool) -> Pa
         recompute_layers(causal_lm_of(model))
     chat = ChatText(tokenizer, generation_eos=stops)
     return PairModel(model, switch, tokenizer, chat, proof, packable)
+
+
+def refuse_unfit(parts: PairModel, pairs: Sequence[TokenPair]) -> None:
+    """Check that the base has a row for every token id and a position for every token.
+
+    Raises:
+        ModelError: it has not.
+    """
+    longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
+    findings = [*vocabulary_findings(parts.tokenizer, parts.model), *position_findings(parts.model, longest)]
+    if findings:
+        raise ModelError.from_findings(findings)
 
 
 def recompute_layers(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from stages.reward import RewardConfig
 from stages.runtime.adapters import named_adapter_parameters, save_adapter
 from stages.trainers.loop import LossOutput, train
 from stages.trainers.pair_data import PairData, TokenPair, open_pair_data
-from stages.trainers.pair_model import REWARD, PairModel, open_pair_model
+from stages.trainers.pair_model import REWARD, PairModel, open_pair_model, refuse_unfit
 from stages.trainers.pairs import PairBatch, PairSchedule, make_batches
 from stages.trainers.reward_card import make_card, write_card
 
@@ -68,6 +68,7 @@ def train_reward(ctx: StageContext) -> StageResult:
     config: RewardConfig = ctx.config
     parts = open_pair_model(ctx, name=REWARD, with_reference=False)
     data = open_pair_data(ctx.inputs, config, parts.chat)
+    refuse_unfit(parts, [*data.train, *data.held_out])
     hidden_size = parts.model.get_input_embeddings().embedding_dim
     head = ScoreHead.seeded(hidden_size, seed=config.seed).to(parts.device)
     trainer = RewardTrainer(parts, head, config)
