@@ -180,12 +180,13 @@ class _State:
         return replace(row, records=records, rejections=tuple(notes.rejections), flags=tuple(notes.flags))
 
     def _enter(self, record: PreferenceRecord) -> None:
-        self.ledger.add(record)
-        self.prompts.see(record.prompt, record.line)
+        group = record.group
+        self.ledger.add(record, group=group)
+        self.prompts.see(record.prompt, record.line, group=group)
         for response in record.responses:
             self.num_responses += 1
             self.num_open += ends_openly(response.text)
-        for pair in pairs_of(record):
+        for pair in pairs_of(record, group=group):
             if pair.label > 0.5:
                 self.refusals.see(pair.chosen, pair.rejected)
                 if len(self.rendered) < NUM_RENDERED and (

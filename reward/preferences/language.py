@@ -27,7 +27,7 @@ _SMALL_WORDS = {
 }
 _WORDS = {code: frozenset(words.split()) for code, words in _SMALL_WORDS.items()}
 _WORD = re.compile(r"[^\W\d_]+")
-MAX_CHARS = 600
+MAX_CHARS = 400
 MIN_SHARE = 0.15
 MIN_LEAD = 1.5
 

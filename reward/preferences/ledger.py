@@ -50,9 +50,9 @@ class Ledger:
     "Number of the judgement that a vote belongs to: a ranking is one judgement and several votes."
     num_judgements: int = 0
 
-    def add(self, record: PreferenceRecord) -> None:
-        """Enter all pairs and votes of one record."""
-        prompt = self.prompts.setdefault(prompt_group(record.prompt), len(self.prompts))
+    def add(self, record: PreferenceRecord, *, group: str | None = None) -> None:
+        """Enter all pairs and votes of one record; group names its prompt when the caller knows it."""
+        prompt = self.prompts.setdefault(group or prompt_group(record.prompt), len(self.prompts))
         if prompt == len(self.prompt_line):
             self.prompt_line.append(record.line)
         sides = [self._response(response.text) for response in record.responses]

@@ -21,11 +21,21 @@ _MAX_BUCKET = 64
 "Within a larger bucket each text is compared with the texts before it in the bucket only."
 
 
+class _WordHashes(dict[str, int]):
+    """Hashes of words, computed when a word is seen for the first time."""
+
+    def __missing__(self, word: str) -> int:
+        import xxhash
+
+        found = self[word] = xxhash.xxh64_intdigest(word.encode("utf-8", "surrogatepass"))
+        return found
+
+
 class Shingler:
     """Turns texts into sets of hashed word 3-grams; remembers the hashes of words."""
 
     def __init__(self) -> None:
-        self._words: dict[str, int] = {}
+        self._words = _WordHashes()
 
     def grams(self, text: str) -> np.ndarray:
         """Return the sorted hashes of the word 3-grams; a shorter text counts as one gram."""
@@ -34,19 +44,13 @@ class Shingler:
         words = normalised(text).lower().split()
         if len(self._words) > MAX_CACHED_WORDS:
             self._words.clear()
-        hashes = np.fromiter(map(self._hash, words), np.uint64, len(words))
         if len(words) < 3:
-            return np.array([self._hash(" ".join(words))], dtype=np.uint64)
+            return np.array([self._words[" ".join(words)]], dtype=np.uint64)
+        hashes = np.array(list(map(self._words.__getitem__, words)), dtype=np.uint64)
         odd = _permutations()[0]
-        return np.unique(hashes[:-2] * odd[0] + hashes[1:-1] * odd[1] + hashes[2:] * odd[2])
-
-    def _hash(self, word: str) -> int:
-        import xxhash
-
-        known = self._words.get(word)
-        if known is None:
-            known = self._words[word] = xxhash.xxh64_intdigest(word.encode("utf-8", "surrogatepass"))
-        return known
+        mixed = hashes[:-2] * odd[0] + hashes[1:-1] * odd[1] + hashes[2:] * odd[2]
+        mixed.sort()
+        return mixed[np.flatnonzero(np.diff(mixed, prepend=~mixed[:1]))]
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:

@@ -229,15 +229,21 @@ def _renamed(vote: Vote, names: dict[str, str]) -> Vote:
     return replace(vote, tiers=tiers, shown_order=order)
 
 
-def pairs_of(record: PreferenceRecord) -> Iterator[Pair]:
-    """Derive every pair of a comparison that got a vote; the better side stands first."""
+def pairs_of(record: PreferenceRecord, *, group: str | None = None) -> Iterator[Pair]:
+    """Derive every pair of a comparison that got a vote; the better side stands first.
+
+    Args:
+        record: the comparison.
+        group: name of its prompt when the caller knows it already.
+    """
     counted = [vote for vote in record.votes if vote.kind.counts]
     judged = [
         (first, second, tally)
         for first, second in itertools.combinations(record.responses, 2)
         if (tally := tally_of(counted, first.id, second.id)).total
     ]
-    group = prompt_group(record.prompt) if judged else ""
+    if group is None:
+        group = prompt_group(record.prompt) if judged else ""
     for first, second, tally in judged:
         swapped = tally.share < 0.5
         better, worse = (second, first) if swapped else (first, second)

@@ -37,9 +37,9 @@ class PromptSets:
     profiled: bool = False
     shingler: Shingler = field(default_factory=Shingler)
 
-    def see(self, prompt: Prompt, line: int) -> None:
-        """Enter a prompt unless it is known."""
-        group = prompt_group(prompt)
+    def see(self, prompt: Prompt, line: int, *, group: str | None = None) -> None:
+        """Enter a prompt unless it is known; group is its name when the caller knows it."""
+        group = group or prompt_group(prompt)
         if group in self.groups:
             return
         self.groups[group] = len(self.lines)
