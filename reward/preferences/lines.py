@@ -92,8 +92,7 @@ def read_delimited(path: Path, form: TextForm, table: TableForm) -> Iterator[Raw
 
 def sniff_delimiter(path: Path, form: TextForm) -> str:
     """Return the character that splits the first record best, whatever the file is called."""
-    with open_text(path, form) as stream:
-        head = stream.readline(1 << 16)
+    head = _first_line(path, form)
     outside = re.sub(r'"(?:[^"]|"")*"', "", head)
     counts = {mark: outside.count(mark) for mark in ("\t", ",", ";", "|")}
     best = max(counts, key=lambda mark: counts[mark])
@@ -317,16 +316,25 @@ def text_rows(path: Path, suffix: str, table: TableForm) -> tuple[TextForm, Iter
     form = inspect(path, encoding=table.encoding)
     if suffix in (".csv", ".tsv", ".tab") or table.delimiter:
         return form, read_delimited(path, form, table)
-    with open_text(path, form) as stream:
-        head = stream.readline(MAX_ROW_CHARS)
-        while head and not head.strip():
-            head = stream.readline(MAX_ROW_CHARS)
-    head = head.strip()
+    head = _first_line(path, form)
     if head[:1] == "[" or (head[:1] == "{" and suffix == ".json" and _is_part(head)) or head == "{":
         return form, read_json(path, form)
     if suffix in (".jsonl", ".ndjson", ".json") or head[:1] == "{":
         return form, read_jsonl(path, form)
     return form, read_delimited(path, form, table)
+
+
+def _first_line(path: Path, form: TextForm) -> str:
+    """Return the first line that is not blank; empty when the file is damaged before its end."""
+    try:
+        with open_text(path, form) as stream:
+            while head := stream.readline(MAX_ROW_CHARS):
+                if head.strip():
+                    return head.strip("\r\n ")
+    except READ_ERRORS:
+        # The reader meets the same damage and reports it as a row.
+        return ""
+    return ""
 
 
 def _is_part(head: str) -> bool:
