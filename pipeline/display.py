@@ -14,18 +14,5 @@ class Display(Protocol):
     def stage(self, name: str, state: str, text: str = "") -> None:
         """Show that a stage is reused, running, complete, failed, blocked or interrupted."""
 
-    def progress(self, name: str, step: int, total: int, text: str) -> None:
+    def progress(self, name: str, step: int, total: int, *, text: str) -> None:
         """Show how far the running stage is."""
-
-
-class Silent:
-    """Shows nothing."""
-
-    def say(self, text: str) -> None:
-        """Pass over one line."""
-
-    def stage(self, name: str, state: str, text: str = "") -> None:
-        """Pass over a change of state."""
-
-    def progress(self, name: str, step: int, total: int, text: str) -> None:
-        """Pass over a progress report."""

@@ -98,12 +98,6 @@ class VerificationFailed(StoreError):
     exit_code = ExitCode.STAGE_FAILED
 
 
-class GateClosed(UserError):
-    """A stage's metrics do not meet the gate that its children wait for."""
-
-    exit_code = ExitCode.GATE_CLOSED
-
-
 class Interrupted(UserError):
     """Stopped by Ctrl-C or SIGTERM after saving; the same command goes on."""
 

@@ -83,7 +83,7 @@ def delete(store: Store, garbage: list[Garbage]) -> int:
     return sum(item.num_bytes for item in garbage)
 
 
-def pin(store: Store, name: str, keys: list[str], note: str) -> Path:
+def pin(store: Store, name: str, keys: list[str], *, note: str) -> Path:
     """Keep stages whatever becomes of the runs that made them.
 
     Raises:

@@ -172,13 +172,13 @@ class _Wirer:
         where = f"stages.{name}.inputs.{role}"
         stage = self._stage_part(text)
         if stage is not None:
-            return self._from_stage(stage, text, slot, where)
+            return self._from_stage(stage, text, slot, where=where)
         path = self._find_path(text)
         if path is not None:
-            return self._from_path(path, text, slot, where)
+            return self._from_path(path, text, slot, where=where)
         return self._from_hub(text, slot, where)
 
-    def _from_stage(self, stage: str, text: str, slot: InputSlot, where: str) -> Origin | None:
+    def _from_stage(self, stage: str, text: str, slot: InputSlot, *, where: str) -> Origin | None:
         outputs = self.specs[stage].outputs
         if text != stage:
             output = text.partition(".")[2]
@@ -209,7 +209,7 @@ class _Wirer:
                 return path
         return None
 
-    def _from_path(self, path: Path, text: str, slot: InputSlot, where: str) -> Origin | None:
+    def _from_path(self, path: Path, text: str, slot: InputSlot, *, where: str) -> Origin | None:
         try:
             kind = kind_of_path(path, slot.kinds)
             fingerprint = self._digest(path, kind)
@@ -225,7 +225,9 @@ class _Wirer:
             self.digests[resolved] = origin_digest(resolved, kind, self.hash_file)
         return self.digests[resolved]
 
-    def _from_hub(self, text: str, slot: InputSlot, where: str, revision: str | None = None) -> Origin | None:
+    def _from_hub(
+        self, text: str, slot: InputSlot, where: str, *, revision: str | None = None
+    ) -> Origin | None:
         kinds = [kind for kind in slot.kinds if kind in (ArtifactKind.FULL_MODEL, ArtifactKind.ADAPTER)]
         model_id, _, named = text.partition("@")
         if kinds and hub.looks_like_hub_id(model_id) and not close(text, self.entries, cutoff=0.75):
@@ -279,9 +281,9 @@ class _Wirer:
         path = self._find_path(text)
         known = len(self.findings)
         if path is not None:
-            origin = self._from_path(path, text, slot, "model.base")
+            origin = self._from_path(path, text, slot, where="model.base")
         else:
-            origin = self._from_hub(text, slot, "model.base", model.revision)
+            origin = self._from_hub(text, slot, "model.base", revision=model.revision)
         # Every stage asks for the same base: say what is wrong with it once.
         if self.findings[known:] and self.findings[-1] in self.findings[:known]:
             self.findings.pop()

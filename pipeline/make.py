@@ -116,7 +116,7 @@ class StageMaker:
         attempts = _with_crashes_noted(work.read_attempts())
         result = work.finished_before(key)
         if result is None:
-            failure, attempts = self._attempt(wired, key, work, attempts)
+            failure, attempts = self._attempt(wired, key, work, before=attempts)
             if failure is not None:
                 interrupted = failure.outcome == "interrupted"
                 self.trackers.stage_ended(None, status="interrupted" if interrupted else "failed")
@@ -124,13 +124,13 @@ class StageMaker:
             result = work.read_result(key)
             if result is None:
                 raise StoreError("the stage's result cannot be read", where=str(work.path), code="damaged")
-        record = self.store.commit(self._record(wired, recipe, result, attempts))
+        record = self.store.commit(self._record(wired, recipe, result, attempts=attempts))
         self.trackers.stage_ended(record)
         self.records[wired.name] = record
         return Made(record, key, recipe, reused=False)
 
     def _attempt(
-        self, wired: WiredStage, key: str, work: WorkFolder, before: tuple[AttemptRecord, ...]
+        self, wired: WiredStage, key: str, work: WorkFolder, *, before: tuple[AttemptRecord, ...]
     ) -> tuple[Failure | None, tuple[AttemptRecord, ...]]:
         """Run the child once and write down when and how."""
         disk = self.store.disk
@@ -140,7 +140,7 @@ class StageMaker:
         self._tell_trackers(wired, key, work)
 
         def listen(step: int, total: int, text: str) -> None:
-            self.display.progress(wired.name, step, total, text)
+            self.display.progress(wired.name, step, total, text=text)
 
         failure = self.launch(work, listen=listen, stop=self.stop, lock=self._lock(f"worker-{key}"))
         if failure is None:
@@ -182,12 +182,7 @@ class StageMaker:
         return self.store.checkpoint(self.records[origin.stage], origin.output)
 
     def _tell_trackers(self, wired: WiredStage, key: str, work: WorkFolder) -> None:
-        parents = {
-            role: self.records[origin.stage].key
-            if not isinstance(origin, FromUser)
-            else origin.fingerprint or ""
-            for role, origin in wired.inputs.items()
-        }
+        parents = {role: self._origin_name(origin) for role, origin in wired.inputs.items()}
         settings = wired.config.model_dump(mode="json")
         self.trackers.stage_started(
             wired.name, kind=wired.spec.kind, key=key, config=settings, parents=parents
@@ -205,6 +200,7 @@ class StageMaker:
         wired: WiredStage,
         recipe: Mapping[str, Any],
         result: Result,
+        *,
         attempts: tuple[AttemptRecord, ...],
     ) -> StageRecord:
         """Write down where everything came from; metrics.jsonl joins the outputs."""

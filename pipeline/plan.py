@@ -57,7 +57,7 @@ def make_plan(run: RunFile, store: Store) -> Plan:
     planned: dict[str, PlannedStage] = {}
     if not wiring.findings:
         for wired in wiring.stages:
-            planned[wired.name] = _plan_stage(wired, planned, store, previous)
+            planned[wired.name] = _plan_stage(wired, planned, store, previous=previous)
     return Plan(run, wiring, tuple(planned.values()))
 
 
@@ -118,7 +118,11 @@ def recipe_changes(
 
 
 def _plan_stage(
-    wired: WiredStage, planned: Mapping[str, PlannedStage], store: Store, previous: RunManifest | None
+    wired: WiredStage,
+    planned: Mapping[str, PlannedStage],
+    store: Store,
+    *,
+    previous: RunManifest | None,
 ) -> PlannedStage:
     running = [parent for parent in wired.parents if planned[parent].action != "reuse"]
     if running:
@@ -138,13 +142,16 @@ def _plan_stage(
         return PlannedStage(wired, "reuse", "same inputs and settings", stage_recipe, key, record)
     status = previous.stages.get(wired.name) if previous else None
     usual = defaults(wired.spec.config_type)
-    return PlannedStage(wired, "run", _why(status, stage_recipe, key, store, usual), stage_recipe, key)
+    return PlannedStage(
+        wired, "run", _why(status, stage_recipe, key, store=store, usual=usual), stage_recipe, key
+    )
 
 
 def _why(
     status: StageStatus | None,
     stage_recipe: Mapping[str, Any],
     key: str,
+    *,
     store: Store,
     usual: Mapping[str, Any],
 ) -> str:

@@ -107,7 +107,7 @@ def _copy_stage(source: Store, target: Store, record: StageRecord) -> None:
     folder = source.stage_folder(record.key)
     try:
         for file in record.all_files():
-            _copy_file(folder, draft, file, target)
+            _copy_file(folder, draft, file, target=target)
         target.disk.write(draft / RECORD_NAME, record.to_bytes())
         target.disk.protect(draft / RECORD_NAME)
         for path in sorted((path for path in draft.rglob("*") if path.is_dir()), reverse=True):
@@ -119,7 +119,7 @@ def _copy_stage(source: Store, target: Store, record: StageRecord) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _copy_file(folder: Path, draft: Path, file: FileDigest, target: Store) -> None:
+def _copy_file(folder: Path, draft: Path, file: FileDigest, *, target: Store) -> None:
     path = draft / file.path
     target.disk.make_folder(path.parent)
     _copy_bounded(folder / file.path, path, file.size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -202,11 +201,6 @@ def seconds_between(start: str, end: str) -> float:
     """Return the seconds between two timestamps, never negative."""
     span = datetime.fromisoformat(end) - datetime.fromisoformat(start)
     return max(0.0, round(span.total_seconds(), 3))
-
-
-def as_numbers(metrics: Mapping[str, float | str]) -> dict[str, float]:
-    """Return recorded metrics as floats, words such as `nan` included."""
-    return {name: float(value) for name, value in metrics.items()}
 
 
 def result_settings(config: StrictModel) -> dict[str, Any]:

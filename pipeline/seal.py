@@ -56,7 +56,7 @@ def seal(
     paths = _output_paths(folder, declared, given)
     left_out = _drop_foreign_files(disk, folder, paths)
     kept = list_folder(folder)
-    _check_contents(folder, declared, paths, kept)
+    _check_contents(folder, declared, paths, kept=kept)
     for path in kept:
         disk.protect(folder / path)
         disk.sync_file(folder / path)
@@ -151,7 +151,7 @@ def _drop_foreign_files(disk: Disk, folder: Path, paths: Mapping[str, str]) -> t
 
 
 def _check_contents(
-    folder: Path, declared: Mapping[str, ArtifactKind], paths: Mapping[str, str], kept: list[str]
+    folder: Path, declared: Mapping[str, ArtifactKind], paths: Mapping[str, str], *, kept: list[str]
 ) -> None:
     findings = []
     for role, path in paths.items():

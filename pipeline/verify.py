@@ -79,7 +79,7 @@ def verify_run(
         else:
             faults.append(Finding(f"stage {member} is not in the store", status.key, code="missing-stage"))
     verdict = verify_stages(store, keys, hash_file=hash_file, show=show)
-    findings, not_checked = _user_inputs(store, manifest, chosen, hash_file)
+    findings, not_checked = _user_inputs(store, manifest, chosen, hash_file=hash_file)
     faults += [*config_damages(store, manifest), *verdict.findings, *findings]
     return Verdict(verdict.stages, verdict.num_bytes, tuple(dict.fromkeys(faults)), not_checked)
 
@@ -121,7 +121,7 @@ def _ancestors(manifest: RunManifest, stage: str | None) -> list[str]:
 
 
 def _user_inputs(
-    store: Store, manifest: RunManifest, stages: list[str], hash_file: HashFile
+    store: Store, manifest: RunManifest, stages: list[str], *, hash_file: HashFile
 ) -> tuple[list[Finding], tuple[str, ...]]:
     findings, absent = [], []
     for label, source in _given_by_user(manifest, stages):

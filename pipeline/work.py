@@ -20,7 +20,6 @@ from pipeline.seal import damages
 
 RESULT_TYPE = "stage-result"
 ATTEMPTS_TYPE = "stage-attempts"
-_TAIL_BYTES = 4000
 
 
 class InputRequest(StrictModel):
@@ -181,10 +180,3 @@ class WorkFolder:
         listed = [attempt.model_dump(mode="json") for attempt in attempts]
         document: Mapping[str, Any] = {"type": ATTEMPTS_TYPE, "version": 1, "attempts": listed}
         disk.write(self.path / "attempts.json", sealed(document))
-
-    def log_tail(self) -> str:
-        """Return the end of the log."""
-        try:
-            return self.log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
-        except OSError:
-            return ""

@@ -81,6 +81,14 @@ def test_every_single_bit_flip_of_a_sealed_document_is_noticed(tmp_path: Path) -
     assert unnoticed == []
 
 
+def test_a_document_that_was_only_laid_out_anew_is_noticed_too(tmp_path: Path) -> None:
+    path = tmp_path / "document.json"
+    path.write_bytes(json.dumps(json.loads(sealed({"type": "sample", "version": 1}))).encode())
+
+    with pytest.raises(StoreError, match="the bytes changed"):
+        read_sealed(path, type_name="sample", version=1)
+
+
 def test_a_document_of_a_newer_version_says_so(tmp_path: Path) -> None:
     path = tmp_path / "document.json"
     path.write_bytes(sealed({"type": "sample", "version": 2}))

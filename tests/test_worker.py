@@ -100,6 +100,8 @@ def test_a_stage_starts_with_an_empty_output_folder_and_its_old_scratch(tmp_path
     for folder in (work.output, work.scratch):
         folder.mkdir()
         (folder / "old.txt").write_text("old")
+    # The stage makes this folder itself, and cannot when it is there.
+    (work.output / "model").mkdir()
 
     assert perform(work, stop=StopSignal()) == 0
 

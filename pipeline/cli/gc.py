@@ -57,6 +57,6 @@ def _pin(store: Store, args: argparse.Namespace) -> int:
     keys = [status.key for status in chosen if status.key is not None and store.has(status.key)]
     if not keys:
         raise StoreError(f"{args.pin} has no result to keep", code="pin")
-    path = gc.pin(store, args.name or args.pin.replace(":", "-"), keys, args.note)
+    path = gc.pin(store, args.name or args.pin.replace(":", "-"), keys, note=args.note)
     print(f"{len(keys)} stages are kept by {path.stem}")
     return 0

@@ -27,7 +27,7 @@ class PlainDisplay:
         self._last = float("-inf")
         self.say(f"{name}: {state}" + (f"  {text}" if text else ""))
 
-    def progress(self, name: str, step: int, total: int, text: str) -> None:
+    def progress(self, name: str, step: int, total: int, *, text: str) -> None:
         """Print how far a stage is, unless it was said a moment ago."""
         now = time.monotonic()
         if now - self._last >= QUIET_SECONDS or step >= total:
@@ -57,7 +57,7 @@ class RichDisplay:
         self._close()
         self.say(f"{name:<12} {state:<12} {text}".rstrip())
 
-    def progress(self, name: str, step: int, total: int, text: str) -> None:
+    def progress(self, name: str, step: int, total: int, *, text: str) -> None:
         """Move the bar."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, total=total, words=text)

@@ -45,7 +45,7 @@ class Recorder:
         self.states.append((name, state))
         self.said.append(text)
 
-    def progress(self, name: str, step: int, total: int, text: str) -> None:
+    def progress(self, name: str, step: int, total: int, *, text: str) -> None:
         self.steps.append((name, step))
 
     def now(self) -> dict[str, str]:
