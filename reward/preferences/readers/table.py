@@ -28,6 +28,9 @@ def read(row: Row, notes: RowNotes, options: Options) -> list[PreferenceRecord]:
         good = fields.truth(row, options["label"])
         text = fields.text_or_messages(row, options["completion"])
         return [unpaired(prompt, text, good, notes, id=name or "", annotator=_person(row, options))]
+    if not options.get("responses"):
+        message = "the columns of this file are free: a mapping file must name those of the responses"
+        raise RowRejected("missing_field", "responses", message)
     texts_by_id = {rid: fields.text_or_messages(row, column) for rid, column in options["responses"].items()}
     votes = _votes(row, list(texts_by_id), options)
     gold = _gold(row, list(texts_by_id), options)
