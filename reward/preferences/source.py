@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,11 @@ from reward.preferences.readers.format import Format
 from reward.preferences.records import PreferenceRecord
 from reward.preferences.tables import read_parquet, read_workbook, read_xml
 from reward.preferences.textfile import TextForm, data_suffix
+
+LOGGER = logging.getLogger(__name__)
+
+_MISSHAPEN = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+"What a reader meets in a row that only looks like its format."
 
 LINE_MARK, ROW_MARK, CHECKS_MARK, MESSAGE_MARK, RAW_MARK = MARKS = (
     "_line",
@@ -124,7 +130,15 @@ def _read_row(raw: RawRow, form: Format, options: dict[str, Any]) -> ReadRow:
             records = [replace(record, line=raw.line) for record in form.read(raw.value, notes, options)]
         except RowRejected as rejected:
             notes.rejections.append(rejected.finding)
+        except _MISSHAPEN as error:
+            _reject_shape(raw, form, notes, error)
     return _finished(raw, records, notes)
+
+
+def _reject_shape(raw: RawRow, form: Format, notes: RowNotes, error: Exception) -> None:
+    """Set aside a row that no reader foresaw: what a field may hold instead of its own has no end."""
+    LOGGER.debug("line %s does not have the shape of %s", raw.line, form.name, exc_info=error)
+    notes.reject("wrong_type", "", f"the row does not have the shape of {form.name}: {error!r}")
 
 
 def _finished(raw: RawRow, records: list[PreferenceRecord], notes: RowNotes) -> ReadRow:
@@ -167,6 +181,8 @@ def _read_span(span: list[RawRow], form: Format, options: dict[str, Any]) -> Ite
         records = [replace(record, line=span[0].line) for record in found]
     except RowRejected as rejected:
         notes.rejections.append(rejected.finding)
+    except _MISSHAPEN as error:
+        _reject_shape(span[0], form, notes, error)
     first = _finished(span[0], records, notes)
     yield first
     for raw in span[1:]:
