@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def test_the_policies_start_from_the_sft_adapter_and_leave_it(finished: Path) ->
     [pytest.param(*entry, id=f"{entry[0]}: {entry[1]}"[:90]) for entry in documented_commands()],
 )
 def test_every_documented_command_works(page: str, command: str, finished: Path) -> None:
-    words = command.split()
+    words = shlex.split(command)
     if words[0] == "make" or ("configs/" in command and "demo.yaml" not in command):
         pytest.skip("make runs in CI; other run files need a model or data of the reader's own")
     if words[0] == "python":
