@@ -156,8 +156,11 @@ def test_going_on_from_a_parent_adapter_starts_at_its_loss(tmp_path, tiny_base):
     assert second.metrics["handover/logit_difference"] < 1e-5
 
 
-def test_the_held_out_loss_is_the_cross_entropy_of_held_out_prompts(tmp_path, tiny_base):
-    ctx, result = run_sft(tmp_path, tiny_base, max_steps=3, eval_share=0.3, per_device_train_batch_size=2)
+def test_the_held_out_loss_is_the_cross_entropy_of_held_out_prompts_without_dropout(tmp_path, tiny_base):
+    tuning = TuningConfig(lora_r=4, lora_dropout=0.5)
+    ctx, result = run_sft(
+        tmp_path, tiny_base, max_steps=3, eval_share=0.3, per_device_train_batch_size=2, tuning=tuning
+    )
 
     prepared = sft.prepare(ctx)
     adapted = PeftModel.from_pretrained(
