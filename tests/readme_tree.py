@@ -1,8 +1,13 @@
-"""Reads the file tree of the README, so that tests can hold it against the checkout."""
+"""Reads the file tree of the README, so that tests can hold it against the checkout.
+
+`python -m tests.readme_tree` writes the tree of every file anew.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -47,3 +52,42 @@ def documented_commands() -> list[tuple[str, str]]:
                 if command.startswith(("triptych ", "make ", "python ")):
                     commands.append((page.name, command))
     return commands
+
+
+def _remark(path: Path, kept: dict[str, str]) -> str:
+    if not path.suffix and not (path / "__init__.py").exists():
+        return kept.get(f"{path.relative_to(ROOT)}/", "")
+    path = path if path.suffix else path / "__init__.py"
+    if path.suffix == ".yaml":
+        comments = (line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+        return next(comments, "").lstrip("# ").rstrip(".")
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    return (docstring or "").split("\n")[0].rstrip(".")
+
+
+def _lines(folder: Path, depth: int, kept: dict[str, str]) -> Iterator[str]:
+    indent = "  " * depth
+    files = (p for p in folder.iterdir() if p.suffix in (".py", ".yaml") and p.name != "__init__.py")
+    for path in sorted(files):
+        yield f"{indent}{path.name}".ljust(28) + f"  {_remark(path, kept)}"
+    for inner in sorted(p for p in folder.iterdir() if p.is_dir() and any(p.rglob("*.py"))):
+        yield f"{indent}{inner.name}/".ljust(28) + f"  {_remark(inner, kept)}"
+        yield from _lines(inner, depth + 1, kept)
+
+
+def write_tree() -> None:
+    """Write the README's last section anew: every source file, with the first line of its docstring.
+
+    A folder without Python of its own keeps the remark it has.
+    """
+    readme, kept = ROOT / "README.md", tree_paths()
+    above = readme.read_text(encoding="utf-8").split("## Every file\n")[0]
+    lines: list[str] = []
+    for name in ("pipeline", "reward", "stages", "configs", "data"):
+        lines.append(f"{name}/".ljust(28) + f"  {_remark(ROOT / name, kept)}")
+        lines.extend(_lines(ROOT / name, 1, kept))
+    readme.write_text(f"{above}## Every file\n\n```text\n" + "\n".join(lines) + "\n```\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_tree()
