@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from pipeline.config.run import TuningConfig
 from reward.model import ScoreHead
@@ -27,7 +27,6 @@ from tests.tiny import tiny_model, tiny_tokenizer
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
 ARCHITECTURES = {
     "llama": {},
-    "llama-nf4": {},
     "llama-tied": {"tie_word_embeddings": True},
     "qwen2": {},
     "qwen3": {},
@@ -37,8 +36,24 @@ ARCHITECTURES = {
     "gpt2": {},
     "gpt_neox": {},
     "qwen3_moe": MOE,
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
+    "gpt_oss": {"num_local_experts": 2, "num_experts_per_tok": 1},
+    "bloom": {"n_head": 4, "n_layer": 2},
 }
+"Sliding windows, tied embeddings, fewer key than query heads, learned positions, experts."
+UNPACKED = ("gpt_oss", "bloom")
+"Attention with sinks or a position bias: rows are padded, and the numbers are the same."
+METHODS = ("lora", "qlora")
 TOLERANCE = 1e-5
+FOUR_BITS = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.float32,
+    llm_int8_skip_modules=["score"],
+)
+"What the stages load a 4-bit base with; the score head stays as it is."
 
 
 def hard_pairs(margin: float | None = None) -> list[TokenPair]:
@@ -60,7 +75,7 @@ def opened(tmp_path_factory):
             base = tiny_model(folder / "base", name.split("-")[0], **ARCHITECTURES[name])
             tuning = (
                 TUNING.model_copy(update={"target_modules": ("q_proj", "o_proj")})
-                if "moe" in name
+                if has_experts(name)
                 else TUNING
             )
             made[name] = base, sft_adapter(base, folder / "adapter", scale=0.1, tuning=tuning)
@@ -72,6 +87,10 @@ def opened(tmp_path_factory):
 def options(tmp_path, **changes):
     shared = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True, "bf16": False}
     return {**shared, "gradient_checkpointing": False, "logging_strategy": "no", **changes}
+
+
+def has_experts(name: str) -> bool:
+    return "moe" in name or name in ("mixtral", "gpt_oss")
 
 
 def our_parts(model) -> PairModel:
@@ -107,20 +126,25 @@ def assert_same(ours, theirs):
     assert float((one - other).norm() / other.norm()) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "llama-nf4"])
-def test_reward_loss_and_gradients_are_trls(opened, tmp_path, name):
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_reward_loss_and_gradients_are_trls(opened, tmp_path, name, method):
     from trl import RewardConfig as TRLRewardConfig
     from trl import RewardTrainer as TRLRewardTrainer
 
     base, adapter = opened(name)
     pairs = hard_pairs()
     head = ScoreHead.seeded(32, seed=5)
-    ours = RewardTrainer(
-        our_parts(reopen(base, adapter)), head, RewardConfig(center_rewards_coefficient=0.01)
-    )
+    tuning = TuningConfig(method=method)
+    mine = reopen(base, adapter, tuning=tuning)
+    ours = RewardTrainer(our_parts(mine), head, RewardConfig(center_rewards_coefficient=0.01))
+    assert ours.parts.packed == (name not in UNPACKED)
+    assert in_four_bits(mine) == (method == "qlora")
+    four_bits = {"quantization_config": FOUR_BITS} if method == "qlora" else {}
     with_score = AutoModelForSequenceClassification.from_pretrained(
-        base.path, num_labels=1, dtype=torch.float32
+        base.path, num_labels=1, dtype=torch.float32, **four_bits
     )
+    keep_4bit_unpacked(with_score)
     with_score.config.pad_token_id = 0
     with torch.no_grad():
         with_score.score.weight.copy_(head.weight)
@@ -137,6 +161,7 @@ def test_reward_loss_and_gradients_are_trls(opened, tmp_path, name):
         train_dataset=Dataset.from_list(rows),
         processing_class=tiny_tokenizer(),
     )
+    restore(trainer.model, mine)
     trainer.model.eval()
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
     loss.backward()
@@ -145,26 +170,21 @@ def test_reward_loss_and_gradients_are_trls(opened, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "loss_type"),
+    ("name", "loss_type", "method"),
     [
-        ("llama", "sigmoid"),
-        ("llama", "ipo"),
-        ("llama", "hinge"),
-        ("llama", "robust"),
-        ("llama", "sigmoid_norm"),
-        ("llama-nf4", "sigmoid"),
-        *((name, "sigmoid") for name in ARCHITECTURES if name not in ("llama", "llama-nf4")),
+        *(("llama", loss_type, "lora") for loss_type in ("ipo", "hinge", "robust", "sigmoid_norm")),
+        *((name, "sigmoid", method) for name in ARCHITECTURES for method in METHODS),
     ],
 )
-def test_dpo_loss_and_gradients_are_trls(opened, tmp_path, name, loss_type):
+def test_dpo_loss_and_gradients_are_trls(opened, tmp_path, name, loss_type, method):
     from trl import DPOConfig as TRLDPOConfig
     from trl import DPOTrainer as TRLDPOTrainer
 
     base, adapter = opened(name)
     pairs, smoothing = hard_pairs(), 0.1 if loss_type == "robust" else 0.0
     # The router is frozen here, so its balance loss has nothing to train.
-    extra = {"label_smoothing": smoothing} | ({"router_aux_loss_coef": 0.0} if "moe" in name else {})
-    tuning = TuningConfig(method="qlora") if name.endswith("nf4") else None
+    extra = {"label_smoothing": smoothing} | ({"router_aux_loss_coef": 0.0} if has_experts(name) else {})
+    tuning = TuningConfig(method=method)
     plain = load_base(base, FP32, tuning)
     theirs = PeftModel.from_pretrained(plain, adapter.path, is_trainable=True)
     trainer = TRLDPOTrainer(
@@ -174,6 +194,7 @@ def test_dpo_loss_and_gradients_are_trls(opened, tmp_path, name, loss_type):
         processing_class=tiny_tokenizer(),
     )
     mine = reopen(base, adapter, tuning=tuning)
+    assert in_four_bits(mine) == (method == "qlora")
     restore(trainer.model, mine)
     for model in (trainer.model, mine):
         shift(model)
@@ -190,6 +211,17 @@ def test_dpo_loss_and_gradients_are_trls(opened, tmp_path, name, loss_type):
     head = OutputHead.of(mine, backbone=backbone(mine))
     ours = DPOTrainer(our_parts(mine), head, config, reference)
     assert_same(our_step(ours, pairs), (loss, gradients(trainer.model)))
+
+
+def in_four_bits(model) -> bool:
+    return any(type(module).__name__ == "Linear4bit" for module in model.modules())
+
+
+def keep_4bit_unpacked(model) -> None:
+    """Keep bitsandbytes from repacking the base on some CPUs, as load_base does."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def restore(theirs, mine) -> None:
