@@ -96,6 +96,8 @@ class StageContext:
     "Survives an interruption: checkpoints and caches. Never published."
     logger: MetricLogger
     stop: StopFlag
+    cache_dir: Path | None = None
+    "Shared by all stages of the store: results by content key, checked before use. None: there is none."
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from pipeline.store import Store
 PIN_TYPE = "stage-pin"
 YOUNGEST_SECONDS = 3600.0
 "A stage committed within the last hour is never deleted."
+CACHE_SECONDS = 30 * 24 * 3600.0
+"A cached result that no stage used for this long may go."
 _PIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
 
@@ -49,7 +52,7 @@ def find_garbage(store: Store) -> list[Garbage]:
             found.append(_garbage(folder, "unfinished stage that no run asks for"))
     for part, what in (("tmp", "leftover of an import"), ("quarantine", "damaged stage, set aside")):
         found += [_garbage(folder, what) for folder in _below(store.root / part)]
-    return found
+    return [*found, *_unused_cache(store)]
 
 
 @contextlib.contextmanager
@@ -162,6 +165,18 @@ def _is_young(store: Store, key: str) -> bool:
         # A damaged stage tells no time; it goes to quarantine when somebody needs it.
         return True
     return (datetime.now(UTC) - ended).total_seconds() < YOUNGEST_SECONDS
+
+
+def _unused_cache(store: Store) -> list[Garbage]:
+    """Return cached results that nobody used for long, and what an interrupted write left."""
+    found = []
+    for folder in filter(Path.is_dir, _below(store.shared_cache)):
+        idle = time.time() - folder.stat().st_mtime
+        if idle >= CACHE_SECONDS:
+            found.append(_garbage(folder, f"cached result, unused for {idle / 86400:.0f} days"))
+        elif folder.name.startswith(".") and idle >= YOUNGEST_SECONDS:
+            found.append(_garbage(folder, "leftover of a cached result"))
+    return found
 
 
 def _name(store: Store, key: str) -> str:

@@ -172,7 +172,10 @@ class StageMaker:
     def _request(self, wired: WiredStage, key: str) -> Request:
         inputs = {role: InputRequest.of(self._checkpoint(origin)) for role, origin in wired.inputs.items()}
         config = wired.config.model_dump(mode="json")
-        return Request(name=wired.name, kind=wired.spec.kind, key=key, config=config, inputs=inputs)
+        cache = str(self.store.shared_cache.resolve())
+        return Request(
+            name=wired.name, kind=wired.spec.kind, key=key, config=config, inputs=inputs, cache=cache
+        )
 
     def _checkpoint(self, origin: Origin) -> Checkpoint:
         if isinstance(origin, FromUser):

@@ -94,6 +94,11 @@ class Store:
         _require_key(key)
         return self.root / "work" / key
 
+    @property
+    def shared_cache(self) -> Path:
+        """Return where stages keep results by content that any of them may use; gc sweeps it."""
+        return self.root / "cache" / "stages"
+
     def run_folder(self, name: str) -> Path:
         """Return the folder of a run's manifest and config."""
         return self.root / "runs" / name

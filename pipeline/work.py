@@ -55,6 +55,8 @@ class Request(StrictModel):
     key: str
     config: dict[str, Any]
     inputs: dict[str, InputRequest]
+    cache: str | None = None
+    "Folder of results that the store's stages share; never committed."
 
 
 class Result(StrictModel):

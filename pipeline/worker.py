@@ -109,6 +109,7 @@ def perform(
             scratch_dir=work.scratch,
             logger=metrics_file,
             stop=stop,
+            cache_dir=Path(request.cache) if request.cache else None,
         )
         started = time.monotonic()
         try:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipeline.config.run import TuningConfig
-from pipeline.errors import HandOverError, Interrupted
+from pipeline.disk import Disk
+from pipeline.errors import HandOverError, Interrupted, StoreError
 from stages.dpo import SPEC, DPOConfig
+from stages.runtime.saving.cache import TensorCache
 from stages.trainers import dpo as dpo_module
 from stages.trainers.pair_data import TokenPair
-from stages.trainers.reference import cached_logps, reference_key
+from stages.trainers.reference import reference_key, reference_logps
 from tests.pair_fixtures import FP32, TUNING, preference_file, sft_adapter, token_pairs, toy_rows
 from tests.tiny import ManualStop, stage_context
 
@@ -117,24 +120,38 @@ def test_a_four_bit_base_starts_at_ln_2_and_learns(tiny_base, sft, tmp_path):
     assert ctx.logger.series("loss")[-1] < 0.6
 
 
-def test_another_learning_rate_or_beta_reuses_the_reference(tiny_base, sft, tmp_path):
-    first = context(tmp_path, tiny_base, sft, max_steps=1)
+def test_another_folder_rate_beta_seed_or_held_out_share_computes_no_reference(tiny_base, sft, tmp_path):
+    cache = tmp_path / "cache"
+    first = replace(context(tmp_path / "a", tiny_base, sft, max_steps=1), cache_dir=cache)
     SPEC.run(first)
-    again = context(tmp_path, tiny_base, sft, max_steps=1, beta=0.5, learning_rate=1e-4, loss_type="ipo")
+    changes = {"beta": 0.5, "learning_rate": 1e-4, "loss_type": "ipo", "seed": 7, "eval_share": 0.5}
+    again = replace(context(tmp_path / "b", tiny_base, sft, max_steps=1, **changes), cache_dir=cache)
     SPEC.run(again)
 
     assert first.logger.series("reference/computed_pairs") == [64.0]
     assert again.logger.series("reference/computed_pairs") == [0.0]
+    assert first.logger.series("reference/seconds")[0] > 0
+    assert again.logger.series("reference/seconds") == [0.0]
+
+
+def test_another_parent_computes_its_own_reference(tiny_base, sft, tmp_path):
+    other = sft_adapter(tiny_base, tmp_path / "other", seed=2)
+    for adapter in (sft, other):
+        ctx = context(tmp_path / adapter.fingerprint[:8], tiny_base, adapter, max_steps=1)
+        ctx = replace(ctx, cache_dir=tmp_path / "cache")
+        SPEC.run(ctx)
+
+        assert ctx.logger.series("reference/computed_pairs") == [64.0]
 
 
 def test_a_reference_that_is_not_the_policy_stops_the_stage(tiny_base, sft, tmp_path, monkeypatch):
-    real = dpo_module.cached_logps
+    real = dpo_module.reference_logps
 
     def shifted(*arguments):
-        logps, cached = real(*arguments)
-        return {"chosen": logps["chosen"] - 1, "rejected": logps["rejected"]}, cached
+        logps, computed = real(*arguments)
+        return {"chosen": logps["chosen"] - 1, "rejected": logps["rejected"]}, computed
 
-    monkeypatch.setattr(dpo_module, "cached_logps", shifted)
+    monkeypatch.setattr(dpo_module, "reference_logps", shifted)
 
     with pytest.raises(HandOverError, match=r"not ln 2"):
         SPEC.run(context(tmp_path, tiny_base, sft))
@@ -147,7 +164,6 @@ def test_the_reference_key_names_all_that_counts():
 
     assert reference_key(list(pairs), **base) == key
     assert reference_key(pairs[:2], **base) != key
-    assert reference_key([pairs[1], pairs[0], pairs[2]], **base) != key
     assert len({reference_key(pairs, **{**base, name: "x"}) for name in base} | {key}) == 5
     # the same tokens in a row, cut at another place
     moved = [
@@ -158,20 +174,59 @@ def test_the_reference_key_names_all_that_counts():
     assert len({reference_key([pair], **base) for pair in moved}) == 3
 
 
-@pytest.mark.parametrize("damage", ["truncated", "other", "nan"])
-def test_a_damaged_cache_is_computed_again(tmp_path, damage):
-    good = {"chosen": torch.zeros(2), "rejected": torch.ones(2)}
-    cached_logps(tmp_path, "k", 2, lambda: good)
-    path = tmp_path / "reference-k" / "logps.safetensors"
+def first_tokens(pairs):
+    """A reference whose log-probabilities say which pair they belong to."""
+    return {
+        side: torch.tensor([float(getattr(p, side)[0]) for p in pairs]) for side in ("chosen", "rejected")
+    }
+
+
+def key_of(pairs):
+    return reference_key(pairs, base="b", adapter="a", dtype="d", layout="l")
+
+
+def test_the_cache_gives_each_pair_its_own_numbers_in_any_order(tmp_path):
+    pairs = token_pairs(9)
+    logps, computed = reference_logps(tmp_path, pairs, key_of, first_tokens)
+    turned, computed_again = reference_logps(tmp_path, [*pairs[::-1], pairs[3]], key_of, first_tokens)
+
+    assert (computed, computed_again) == (9, 0)
+    assert logps["rejected"].tolist() == [float(p.rejected[0]) for p in pairs]
+    assert turned["chosen"].tolist() == [float(p.chosen[0]) for p in (*pairs[::-1], pairs[3])]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "shape", "nan", "listing"])
+def test_a_damaged_entry_is_computed_again_and_mended(tmp_path, damage, caplog):
+    pairs = token_pairs(3)
+    reference_logps(tmp_path, pairs, key_of, first_tokens)
+    (entry,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    path = entry / "tensors.safetensors"
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-3])
+    elif damage == "flipped":
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "listing":
+        (entry / "files.json").unlink()
     else:
-        bad = torch.full((2,), math.nan) if damage == "nan" else torch.zeros(3)
-        path.parent.joinpath("logps.safetensors").unlink()
-        save_file({"chosen": bad, "rejected": bad.clone()}, path)
+        bad = torch.full((3,), math.nan) if damage == "nan" else torch.zeros(4)
+        TensorCache(tmp_path).write(entry.name, {"chosen": bad, "rejected": bad.clone()})
 
-    logps, cached = cached_logps(tmp_path, "k", 2, lambda: good)
+    logps, computed = reference_logps(tmp_path, pairs, key_of, first_tokens)
 
-    assert not cached
-    assert torch.equal(logps["rejected"], torch.ones(2))
-    assert cached_logps(tmp_path, "k", 2, lambda: good)[1]
+    assert computed == 3
+    assert logps["chosen"].tolist() == [float(p.chosen[0]) for p in pairs]
+    assert reference_logps(tmp_path, pairs, key_of, first_tokens)[1] == 0
+
+
+def test_a_cached_entry_stopped_while_it_was_written_is_absent(tmp_path):
+    def fail(operation, path):
+        if operation == "publish" or operation == "rename":
+            raise OSError(28, "No space left on device")
+
+    cache = TensorCache(tmp_path, disk=Disk(fail))
+    with pytest.raises(StoreError, match="disk is full"):
+        cache.write("k", {"x": torch.zeros(1)})
+
+    assert cache.read("k") is None
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]

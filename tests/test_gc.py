@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,19 @@ def test_unfinished_work_that_a_run_will_continue_stays(engine: Engine) -> None:
 
     places = [item.path.relative_to(engine.store.root).parts[0] for item in gc.find_garbage(engine.store)]
     assert "work" not in places
+
+
+def test_cached_results_go_when_nobody_used_them_for_long(
+    engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = engine.store.shared_cache
+    for name, days in (("a" * 64, 31), ("b" * 64, 29), (".tmp-1", 0)):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "tensors.safetensors").write_bytes(b"x" * 100)
+        then = time.time() - days * 86400 - 60
+        os.utime(cache / name, (then, then))
+
+    main(["gc", "--delete", "--store", "store"])
+
+    assert [path.name for path in cache.iterdir()] == ["b" * 64]
+    assert "cached result, unused for 31 days" in capsys.readouterr().out

@@ -8,9 +8,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline import worker
+from pipeline.contract import StageContext
 from pipeline.errors import ConfigError, ExitCode
 from pipeline.manifest import read_manifest
 from tests.fakes.engine import CHAIN, VALUES, Engine
@@ -307,3 +310,19 @@ def _wait_until(child: subprocess.Popen[str], condition: Callable[[], bool]) -> 
         assert child.poll() is None, "the run ended early"
         assert time.monotonic() < end, "the stage did not get there"
         time.sleep(0.05)
+
+
+def test_every_stage_is_given_the_stores_own_cache_folder(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path | None] = []
+    real = worker.StageContext
+
+    def context(**given: Any) -> StageContext:
+        seen.append(given["cache_dir"])
+        return real(**given)
+
+    monkeypatch.setattr(worker, "StageContext", context)
+    engine.run_here()
+
+    assert seen == [(engine.folder / "store" / "cache" / "stages").resolve()] * 3

@@ -6,8 +6,10 @@ The reference is the parent adapter itself; its log-probabilities are computed b
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ from stages.trainers.loop import LossOutput, train
 from stages.trainers.pair_data import PairData, TokenPair, open_pair_data
 from stages.trainers.pair_model import POLICY, REFERENCE, PairModel, open_pair_model, refuse_unfit
 from stages.trainers.pairs import PairBatch, PairSchedule, make_batches
-from stages.trainers.reference import Logps, cached_logps, reference_key
+from stages.trainers.reference import Logps, reference_key, reference_logps
 from stages.trainers.reward import reward_metrics
 
 START_TOLERANCE = {torch.float32: 1e-4}
@@ -145,19 +147,22 @@ def train_dpo(ctx: StageContext) -> StageResult:
 
 
 def _reference(ctx: StageContext, trainer: DPOTrainer, pairs: Sequence[TokenPair]) -> Logps:
-    """Return the reference's log-probabilities of all pairs, from the stage's scratch when they are there."""
+    """Return the reference's log-probabilities of all pairs, from the store's cache when they are there."""
     parts, config = trainer.parts, trainer.config
-    key = reference_key(
-        pairs,
+    method, rank = config.tuning.method, parts.model.peft_config[REFERENCE].r
+    attention = f"padded {config.model.attn_implementation}"
+    key = partial(
+        reference_key,
         base=ctx.inputs["base"].fingerprint,
         adapter=ctx.inputs["policy"].fingerprint,
-        dtype=f"{causal_lm_of(parts.model).dtype} {config.tuning.method} {parts.device.type}",
-        layout=f"{'packed' if parts.packed else 'padded'} {config.token_budget}",
+        dtype=f"{causal_lm_of(parts.model).dtype} {method} {rank} {parts.device.type}",
+        layout=f"{'packed' if parts.packed else attention} {config.token_budget}",
     )
-    logps, cached = cached_logps(
-        ctx.scratch_dir, key, len(pairs), lambda: _compute_reference(ctx, trainer, pairs)
-    )
-    ctx.logger.log({"reference/computed_pairs": 0.0 if cached else float(len(pairs))}, step=0)
+    began = time.perf_counter()
+    compute = partial(_compute_reference, ctx, trainer)
+    logps, computed = reference_logps(ctx.cache_dir or ctx.scratch_dir / "cache", pairs, key, compute)
+    seconds = time.perf_counter() - began if computed else 0.0
+    ctx.logger.log({"reference/computed_pairs": float(computed), "reference/seconds": seconds}, step=0)
     return logps
 
 
