@@ -11,6 +11,7 @@ ACTIONS = {
         "check preference files and write a report, rejects and accepted rows",
     ),
     "pairs": ("pipeline.cli.data_pairs", "write the pairs that training would see"),
+    "tokens": ("pipeline.cli.data_tokens", "count padded, real and shared tokens; no model needed"),
     "split": ("pipeline.cli.data_split", "split by prompt into training and held-out files"),
     "prepare": ("pipeline.cli.data_prepare", "clean, deduplicate, cut, mask, mix: recorded steps"),
     "export": (
