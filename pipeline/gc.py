@@ -46,7 +46,7 @@ def find_garbage(store: Store) -> list[Garbage]:
     found = []
     for key in store.keys():  # noqa: SIM118 - Store is no mapping
         if key not in needed and not _is_young(store, key):
-            found.append(_garbage(store.stage_folder(key), _name(store, key)))
+            found.append(_garbage(store.own_folder(key), _name(store, key)))
     for folder in _below(store.root / "work"):
         if folder.name not in needed and not is_held(store.lock_path(f"key-{folder.name}")):
             found.append(_garbage(folder, "unfinished stage that no run asks for"))

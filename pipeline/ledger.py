@@ -69,7 +69,7 @@ class Ledger:
             recipe=dict(made.recipe),
             reused=made.reused,
             gate=gate,
-            message="; ".join(gate.closed) if gate else "",
+            message="; ".join(gate.closed) if gate else _lender(self._store, made),
             failure="",
             metrics=made.record.metrics,
             seconds=made.record.seconds,
@@ -101,6 +101,10 @@ class Ledger:
         changes = {"generation": self.manifest.generation + 1, "updated": timestamp()}
         self.manifest = self.manifest.model_copy(update=changes)
         self._store.disk.write(self._folder / MANIFEST_NAME, self.manifest.to_bytes())
+
+
+def _lender(store: Store, made: Made) -> str:
+    return "" if store.owns(made.key) else "lies in a shared store"
 
 
 def _pending(stage: WiredStage, before: RunManifest | None) -> StageStatus:

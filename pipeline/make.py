@@ -98,9 +98,10 @@ class StageMaker:
         try:
             record = self.store.find(key)
         except VerificationFailed as error:
-            aside = self.store.quarantine(key)
             self.display.say(f"{wired.name}: its stored result is damaged and is made again\n{error}")
-            self.display.say(f"{wired.name}: the damaged one is kept in {aside}")
+            if self.store.owns(key):
+                aside = self.store.quarantine(key)
+                self.display.say(f"{wired.name}: the damaged one is kept in {aside}")
             return None
         if record is None:
             return None

@@ -25,7 +25,7 @@ from pipeline.manifest import (
 )
 from pipeline.record import StageRecord
 from pipeline.seal import ALLOWED_SUFFIXES, check_weights
-from pipeline.store import RECORD_NAME, Store
+from pipeline.store import RECORD_NAME, SHARED_NAME, Store
 
 LARGEST_RUN_STAGES = 10_000
 
@@ -112,7 +112,7 @@ def _copy_stage(source: Store, target: Store, record: StageRecord) -> None:
         target.disk.protect(draft / RECORD_NAME)
         for path in sorted((path for path in draft.rglob("*") if path.is_dir()), reverse=True):
             target.disk.sync_folder(path)
-        place = target.stage_folder(record.key)
+        place = target.own_folder(record.key)
         target.disk.make_folder(place.parent)
         target.disk.publish(draft, place)
     finally:
@@ -190,6 +190,9 @@ def _steers_terminals(value: object) -> bool:
 
 
 def _refuse_links(folder: Path) -> None:
+    if (folder / SHARED_NAME).exists():
+        message = "an exported run holds all its stages; this folder points to another store"
+        raise StoreError(message, where=str(folder / SHARED_NAME), code="bad-import")
     for path in folder.rglob("*"):
         if path.is_symlink():
             raise StoreError("a link in an imported folder is refused", where=str(path), code="bad-import")

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.canonical import read_sealed, sealed
@@ -22,6 +22,8 @@ STORE_TYPE = "stage-store"
 STORE_VERSION = 1
 RECORD_NAME = "record.json"
 METRICS_NAME = "metrics.jsonl"
+SHARED_NAME = "shared-stores.txt"
+"Stores of others, one folder a line, absolute or relative to this store. They are only read."
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class Store:
         self.root = root
         self.disk = disk or Disk()
         self.digests = DigestCache(root / "cache" / "digests.json")
+        self._shared: tuple[Store, ...] | None = None
 
     def exists(self) -> bool:
         """Say whether the folder is a store."""
@@ -84,10 +87,57 @@ class Store:
             )
         read_sealed(self.root / "STORE.json", type_name=STORE_TYPE, version=STORE_VERSION)
 
-    def stage_folder(self, key: str) -> Path:
-        """Return where a committed stage lies or will lie."""
+    def own_folder(self, key: str) -> Path:
+        """Return where a stage lies, or will lie, in this store."""
         _require_key(key)
         return self.root / "stages" / key[:2] / key
+
+    def stage_folder(self, key: str) -> Path:
+        """Return where a committed stage lies, here or in a shared store, or will lie here."""
+        own = self.own_folder(key)
+        if own.is_dir():
+            return own
+        shared = (store.own_folder(key) for store in self.shared_stores())
+        return next((folder for folder in shared if folder.is_dir()), own)
+
+    def owns(self, key: str) -> bool:
+        """Say whether a stage lies in this store itself, whole or damaged."""
+        return self.own_folder(key).is_dir()
+
+    def shared_stores(self) -> tuple[Store, ...]:
+        """Return the stores of others whose stages count as if they were here.
+
+        Raises:
+            StoreError: one of them is not there, or is no store.
+        """
+        if self._shared is None:
+            path = self.root / SHARED_NAME
+            named = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            stores = tuple(Store(self.root / line.strip()) for line in named if line.strip())
+            for store in stores:
+                _require_store(store, path)
+            self._shared = stores
+        return self._shared
+
+    def share(self, folders: Sequence[Path], *, remember: bool) -> None:
+        """Count the stages of other stores as if they were here. Nothing is ever written there.
+
+        Args:
+            folders: the other stores.
+            remember: write them down, so that every later command looks there too.
+
+        Raises:
+            StoreError: one of the folders is no store, or is this one.
+        """
+        for folder in folders:
+            Store(folder).check()
+            if folder.resolve() == self.root.resolve():
+                raise StoreError("a store cannot share itself", where=str(folder), code="shared-store")
+        roots = [store.root.resolve() for store in self.shared_stores()]
+        wanted = tuple(dict.fromkeys([*roots, *(folder.resolve() for folder in folders)]))
+        if remember and len(wanted) > len(roots):
+            self.disk.write(self.root / SHARED_NAME, "".join(f"{root}\n" for root in wanted).encode())
+        self._shared = tuple(Store(root) for root in wanted)
 
     def work_folder(self, key: str) -> Path:
         """Return where a stage works before it is committed."""
@@ -184,7 +234,7 @@ class Store:
             The record that is now in the store.
         """
         work = self.work_folder(record.key)
-        output, target = work / "output", self.stage_folder(record.key)
+        output, target = work / "output", self.own_folder(record.key)
         self.disk.write(output / RECORD_NAME, record.to_bytes())
         self.disk.protect(output / RECORD_NAME)
         self.disk.make_folder(target.parent)
@@ -209,7 +259,7 @@ class Store:
         """Set a damaged stage aside so that it can be made again; nothing is deleted."""
         aside = self.root / "quarantine" / f"{key}-{uuid.uuid4().hex[:8]}"
         self.disk.make_folder(aside.parent)
-        self.disk.publish(self.stage_folder(key), aside)
+        self.disk.publish(self.own_folder(key), aside)
         return aside
 
     @contextlib.contextmanager
@@ -224,6 +274,17 @@ class Store:
 def _require_key(key: str) -> None:
     if not is_digest(key):
         raise StoreError(f"{key!r} is not a stage key", code="bad-key")
+
+
+def _require_store(store: Store, named_in: Path) -> None:
+    if not store.exists():
+        raise StoreError(
+            f"the shared store {store.root} is not there",
+            where=str(named_in),
+            hint="mount it, or take its line out of this file",
+            code="shared-store",
+        )
+    store.check()
 
 
 def _has_entries(folder: Path) -> bool:

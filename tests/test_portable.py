@@ -186,6 +186,10 @@ def _newer_store(folder: Path) -> None:
     (folder / "STORE.json").write_bytes(sealed({"type": "stage-store", "version": 99}))
 
 
+def _points_to_another_store(folder: Path) -> None:
+    (folder / "shared-stores.txt").write_text("/\n")
+
+
 def _other_config(folder: Path) -> None:
     (folder / "runs" / "chain" / "config.yaml").write_text("name: chain\n")
 
@@ -194,6 +198,7 @@ ATTACKS = (
     *(_climbing_name, _absolute_name, _link_to_a_secret, _folder_link, _changed_bytes, _endless_file),
     *(_pipe_in_place_of_a_file, _pickle, _foreign_recipe, _key_that_climbs, _run_name_that_climbs),
     *(_escape_sequence, _deep_json, _huge_json, _two_keys, _newer_store, _other_config),
+    _points_to_another_store,
 )
 
 

@@ -19,12 +19,20 @@ def add_run_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store", type=Path, help="folder of committed stages; default: the run file's `store`"
     )
+    parser.add_argument(
+        "--shared-store",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a store of others, only read: what lies there is not made again; remembered by the store",
+    )
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
     """Declare --store for a command that reads a store without a run file."""
     parser.add_argument(
-        "--store", type=Path, default=Path(DEFAULT_STORE), help="folder of committed stages (default: runs)"
+        "--store", type=Path, default=Path(DEFAULT_STORE), help="folder of committed stages (default: store)"
     )
 
 

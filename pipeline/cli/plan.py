@@ -27,6 +27,7 @@ def show_plan(args: argparse.Namespace) -> int:
     run, store = arguments.load(args)
     if store.exists():
         store.check()
+    store.share(args.shared_store, remember=False)
     plan = make_plan(run, store)
     preflight(plan, store)
     store.digests.save()

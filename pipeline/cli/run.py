@@ -29,6 +29,9 @@ def main(args: argparse.Namespace) -> int:
     from pipeline.runner import Runner
 
     run, store = arguments.load(args)
+    if args.shared_store:
+        store.create()
+        store.share(args.shared_store, remember=True)
     runner = Runner(run, store, choose(), keep_going=args.keep_going)
     with LivePage(store, run.config.name):
         code = runner.go()
