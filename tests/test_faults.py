@@ -16,7 +16,7 @@ from pipeline.locks import Holder, held, is_held
 from pipeline.record import StageRecord
 from pipeline.store import Store
 from tests.fakes.engine import CHAIN, VALUES, Engine
-from tests.faults import sweep
+from tests.faults import power_loss, sweep
 
 RACERS = 8
 
@@ -47,6 +47,45 @@ def test_the_sweep_notices_a_commit_in_pieces_that_nobody_checks(monkeypatch: py
     monkeypatch.setattr(Store, "find", find_unchecked)
 
     assert sweep.run("torn", 2).faults
+
+
+def test_a_loss_of_power_at_any_moment_loses_nothing_that_was_reported() -> None:
+    number, faults = power_loss.run(choices=1, stride=3)
+
+    assert faults == []
+    assert number >= 40
+
+
+def test_the_model_of_power_loss_notices_a_disk_that_ignores_flushes() -> None:
+    _, faults = power_loss.run(choices=1, stride=6, flushes=False)
+
+    assert any("was reported and is gone" in fault for fault in faults)
+
+
+def test_the_model_of_power_loss_notices_names_that_are_not_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power_loss.WatchedDisk, "sync_folder", Disk.sync_folder)
+
+    _, faults = power_loss.run(choices=2, stride=6)
+
+    assert any("was reported and is gone" in fault for fault in faults)
+
+
+def test_the_model_of_power_loss_notices_bytes_that_nobody_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_by_size(store: Store, key: str) -> StageRecord | None:
+        if not (store.stage_folder(key) / "record.json").exists():
+            return None
+        record = store.load(key)
+        sizes = {
+            file.path: (store.stage_folder(key) / file.path).stat().st_size for file in record.all_files()
+        }
+        return record if sizes == {file.path: file.size for file in record.all_files()} else None
+
+    monkeypatch.setattr(Store, "find", find_by_size)
+    monkeypatch.setattr(power_loss.WatchedDisk, "sync_file", Disk.sync_file)
+
+    _, faults = power_loss.run(choices=2, stride=6)
+
+    assert any("is served with other bytes" in fault for fault in faults)
 
 
 def test_eight_runs_at_once_compute_each_step_once_and_agree(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -76,7 +77,8 @@ def read_model(folder: Path) -> float:
 
 def _resume(ctx: StageContext) -> tuple[float, int]:
     checkpoint = ctx.scratch_dir / "checkpoint.json"
-    if checkpoint.exists():
+    # Like the real stages: a checkpoint that a loss of power left in pieces is passed over.
+    with contextlib.suppress(OSError, ValueError):
         found = json.loads(checkpoint.read_text())
         return found["value"], found["step"]
     start = float(ctx.config.seed)
