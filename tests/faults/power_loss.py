@@ -114,12 +114,14 @@ def disk_after(image: Image, inode: int, target: Path, *, chance: random.Random)
             (target / name).write_bytes(_content(image, kept, chance))
 
 
-def states(folder: Path, *, choices: int, flushes: bool, stride: int = 1) -> Iterator[str | None]:
+def states(
+    folder: Path, *, choices: int, flushes: bool, stride: int = 1, first: int = 0
+) -> Iterator[str | None]:
     """Yield one answer a disk: None, or what is wrong with it."""
     reference = Engine(folder / "reference", text=CHAIN)
     images, inode = watched_run(reference, flushes=flushes)
     expected = served(reference.store)
-    for number, image in list(enumerate(images))[::stride]:
+    for number, image in list(enumerate(images))[first::stride]:
         for choice in range(choices):
             place = folder / f"state-{number}-{choice}"
             engine = Engine(place, text=CHAIN)
@@ -183,11 +185,11 @@ def _entries(folder: Path) -> Entries:
     return {path.name: path.lstat().st_ino for path in folder.iterdir()}
 
 
-def run(*, choices: int, flushes: bool = True, stride: int = 1) -> tuple[int, list[str]]:
+def run(*, choices: int, flushes: bool = True, stride: int = 1, first: int = 0) -> tuple[int, list[str]]:
     """Try every disk; return how many there were and what was wrong."""
     # A tmpfs never gives an inode number twice, on which the images rely.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        answers = list(states(Path(folder), choices=choices, flushes=flushes, stride=stride))
+        answers = list(states(Path(folder), choices=choices, flushes=flushes, stride=stride, first=first))
     return len(answers), [answer for answer in answers if answer]
 
 
