@@ -161,6 +161,15 @@ def test_after_a_failure_keep_going_runs_what_does_not_need_it(engine: Engine) -
     assert engine.display.now() == {"first": "failed", "second": "blocked", "apart": "complete"}
 
 
+def test_after_a_failure_nothing_more_is_started(engine: Engine) -> None:
+    engine.write(GATED)
+
+    assert engine.run_here("first.trouble=user") == ExitCode.USER_ERROR
+    # `apart` needs nothing of `first`; without --keep-going it waits all the same.
+    assert engine.display.now() == {"first": "failed", "second": "blocked"}
+    assert not [line for line in engine.tally if line.startswith("apart")]
+
+
 def test_a_pickle_among_the_outputs_is_left_out_and_said(engine: Engine) -> None:
     engine.run_here("first.trouble=pickle")
 

@@ -5,6 +5,7 @@ Paths of inputs are not looked at here; the plan resolves them.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,21 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> LoadedRun:
     return _Loading.start(path, overrides).finish()
 
 
+def _templates_beside(source: Source) -> Source:
+    """Take chat templates from beside the run file when they are there, as inputs are taken."""
+    values = copy.deepcopy(source.values)
+    stages = values.get("stages")
+    blocks = [values, *(stages.values() if isinstance(stages, dict) else ())]
+    for block in blocks:
+        model = block.get("model") if isinstance(block, dict) else None
+        if not isinstance(model, dict):
+            continue
+        name = model.get("chat_template")
+        if isinstance(name, str) and (source.path.parent / name).is_file():
+            model["chat_template"] = str(source.path.parent / name)
+    return source.with_values(values, {})
+
+
 @dataclass(slots=True)
 class _Loading:
     """One pass over a run file; findings gather here until the end."""
@@ -97,7 +113,7 @@ class _Loading:
 
     @classmethod
     def start(cls, path: Path, changes: Sequence[str]) -> _Loading:
-        return cls(overrides.apply(read(path), changes))
+        return cls(overrides.apply(_templates_beside(read(path)), changes))
 
     def finish(self) -> LoadedRun:
         self.found.update(secrets.findings(self.source))

@@ -26,6 +26,7 @@ from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.contract import Checkpoint
 from pipeline.errors import Finding, ModelError
 from stages.runtime.folders import model_findings, tokenizer_findings
+from stages.runtime.text.template_guard import check_template
 from stages.runtime.text.templates import resolve_template
 
 LOGGER = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ def load_tokenizer(source: Checkpoint, model: ModelConfig) -> PreTrainedTokenize
         model: template, revision and trust come from here.
 
     Raises:
-        ModelError: no tokenizer, a vocabulary larger than the embedding, no such template.
+        ModelError: no tokenizer, a vocabulary larger than the embedding, no such template, or one
+            that runs out of bounds.
     """
     where, revision = _location(source, model)
     if source.path.is_dir():
@@ -68,7 +70,15 @@ def load_tokenizer(source: Checkpoint, model: ModelConfig) -> PreTrainedTokenize
         tokenizer.pad_token = _pad_token(tokenizer)
     if model.chat_template is not None:
         tokenizer.chat_template = resolve_template(model.chat_template)
+    for template in _templates(tokenizer):
+        check_template(template, source=model.chat_template or source.source)
     return tokenizer
+
+
+def _templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the tokenizer's chat templates; some carry several by name."""
+    template = tokenizer.chat_template
+    return list(template.values()) if isinstance(template, dict) else [template] if template else []
 
 
 def load_base(source: Checkpoint, model: ModelConfig, tuning: TuningConfig | None = None) -> PreTrainedModel:

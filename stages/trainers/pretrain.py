@@ -23,6 +23,7 @@ from stages.runtime.text.byte_tokenizer import train_tokenizer
 from stages.runtime.text.chat import ChatText, TextContract, generation_eos
 from stages.runtime.text.documents import Document, read_documents, split
 from stages.runtime.text.encoding import TextEncoder
+from stages.runtime.text.template_guard import check_template
 from stages.runtime.text.templates import resolve_template
 from stages.trainers.loop import LossOutput, train
 from stages.trainers.order import order, row_batches, seed_of, total_steps
@@ -163,6 +164,7 @@ def _start(ctx: StageContext, texts: Sequence[str]) -> tuple[PreTrainedModel, Pr
         tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size, model_config=probe.to_dict())
         if config.model.chat_template is not None:
             tokenizer.chat_template = resolve_template(config.model.chat_template)
+            check_template(tokenizer.chat_template)
         family |= {
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,

@@ -209,3 +209,14 @@ def test_a_path_object_is_kept_as_given(tmp_path, monkeypatch):
     Path("run.yaml").write_text(GOOD)
 
     assert load_run(Path("run.yaml")).where("seed") == "run.yaml:2"
+
+
+def test_a_chat_template_is_found_beside_the_run_file(tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ messages }}")
+    text = GOOD.replace("dtype: float32", "dtype: float32\n  chat_template: mine.jinja")
+
+    run = load(tmp_path, text)
+    changed = load(tmp_path, text, "model.chat_template=qwen3")
+
+    assert run.stage_configs["sft"].model.chat_template == str(tmp_path / "mine.jinja")
+    assert changed.stage_configs["sft"].model.chat_template == "qwen3"
