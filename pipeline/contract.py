@@ -140,3 +140,5 @@ class StageSpec:
     check: Callable[[StageCheck], Sequence[Finding]] | None = None
     metrics: tuple[str, ...] = ()
     "Names of final metrics that a gate may use."
+    outlook: Callable[[StageCheck], Sequence[str]] | None = None
+    "What plan says of a stage that will run, such as a fall-back it will take; no weights, no torch."

@@ -47,17 +47,31 @@ def disk_findings(plan: Plan, store: Store, *, free: int) -> list[Finding]:
     ]
 
 
+def outlooks(plan: Plan, store: Store) -> dict[str, tuple[str, ...]]:
+    """Return what the cards of the stages to run say beforehand, by stage; silent ones are left out."""
+    said = {
+        stage.name: tuple(stage.wired.spec.outlook(_stage_check(plan, stage, store)))
+        for stage in plan.to_run
+        if stage.wired.spec.outlook is not None
+    }
+    return {name: notes for name, notes in said.items() if notes}
+
+
 def _card_findings(plan: Plan, stage: PlannedStage, store: Store) -> list[Finding]:
     check = stage.wired.spec.check
     if check is None:
         return []
+    findings = check(_stage_check(plan, stage, store))
+    return [_placed(plan, stage.name, finding) for finding in findings]
+
+
+def _stage_check(plan: Plan, stage: PlannedStage, store: Store) -> StageCheck:
     known = {
         role: present
         for role, origin in stage.wired.inputs.items()
         if (present := _present(plan, origin, store))
     }
-    findings = check(StageCheck(stage.name, stage.wired.config, known, tuple(stage.wired.inputs)))
-    return [_placed(plan, stage.name, finding) for finding in findings]
+    return StageCheck(stage.name, stage.wired.config, known, tuple(stage.wired.inputs))
 
 
 def _placed(plan: Plan, stage: str, finding: Finding) -> Finding:

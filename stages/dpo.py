@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.contract import ArtifactKind, InputSlot, StageContext, StageResult, StageSpec
-from stages.pair_check import check_pairs
+from stages.pair_check import check_pairs, pair_outlook
 from stages.pair_config import PairTrainingConfig
 
 
@@ -49,6 +49,7 @@ SPEC = StageSpec(
     outputs={"adapter": ArtifactKind.ADAPTER},
     run=run,
     check=check_pairs,
+    outlook=pair_outlook,
     summary="DPO and its family on preference pairs, the reference being the SFT policy itself",
     metrics=("accuracy", "accuracy_low", "accuracy_high", "margin_mean", "num_pairs", "num_rejected"),
 )

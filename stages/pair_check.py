@@ -9,6 +9,7 @@ from pipeline.contract import StageCheck
 from pipeline.errors import Finding, UserError
 from reward.preferences.pairs import PairSet, load_pairs
 from stages.pair_config import PairTrainingConfig
+from stages.runtime.packing import packing_note
 
 LARGEST_FILE_BYTES = 16 * 2**20
 "Files above this size are read when the stage runs, so that a plan stays quick."
@@ -34,6 +35,14 @@ def check_pairs(stage: StageCheck) -> Sequence[Finding]:
     if len(sets) == 2:
         findings += leak_findings(sets["preferences"], sets["held_out"], stage.inputs["held_out"].path)
     return findings
+
+
+def pair_outlook(stage: StageCheck) -> Sequence[str]:
+    """Say when the rows of this stage will be padded."""
+    if not stage.config.shared_prompts or "base" not in stage.inputs:
+        return []
+    note = packing_note(stage.inputs["base"].path)
+    return [note] if note else []
 
 
 def set_findings(found: PairSet, config: PairTrainingConfig, path: Path) -> list[Finding]:

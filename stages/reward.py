@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipeline.contract import ArtifactKind, InputSlot, StageContext, StageResult, StageSpec
-from stages.pair_check import check_pairs
+from stages.pair_check import check_pairs, pair_outlook
 from stages.pair_config import PairTrainingConfig
 
 
@@ -49,6 +49,7 @@ SPEC = StageSpec(
     outputs={"reward_model": ArtifactKind.REWARD_MODEL, "card": ArtifactKind.TABLE},
     run=run,
     check=check_pairs,
+    outlook=pair_outlook,
     summary="reward model: Bradley-Terry loss on preference pairs, with a report card",
     metrics=(
         "accuracy",

@@ -60,6 +60,16 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     return [*findings, *too_many_rejects(rejects, len(rows), config.max_rejected_share, source.path)]
 
 
+def outlook(stage: StageCheck) -> Sequence[str]:
+    """Say when the rows of this stage will be padded."""
+    from stages.runtime.packing import packing_note
+
+    note = (
+        packing_note(stage.inputs["base"].path) if stage.config.packing and "base" in stage.inputs else None
+    )
+    return [note] if note else []
+
+
 SPEC = StageSpec(
     kind="sft",
     version=1,
@@ -75,5 +85,6 @@ SPEC = StageSpec(
     run=run,
     summary="supervised fine-tuning on demonstrations (TRL's SFTTrainer), loss on the answer only",
     check=check,
+    outlook=outlook,
     metrics=("train_loss", "eval_loss", "mean_token_accuracy", "eval_mean_token_accuracy", "num_tokens"),
 )

@@ -22,7 +22,7 @@ def main(args: argparse.Namespace) -> int:
 def show_plan(args: argparse.Namespace) -> int:
     """Check everything that can be checked before a run and print what would happen."""
     from pipeline.plan import make_plan
-    from pipeline.preflight import preflight
+    from pipeline.preflight import outlooks, preflight
 
     run, store = arguments.load(args)
     if store.exists():
@@ -30,6 +30,7 @@ def show_plan(args: argparse.Namespace) -> int:
     store.share(args.shared_store, remember=False)
     plan = make_plan(run, store)
     preflight(plan, store)
+    said = outlooks(plan, store)
     store.digests.save()
     if getattr(args, "json", False):
         stages = [
@@ -40,6 +41,7 @@ def show_plan(args: argparse.Namespace) -> int:
                 "reason": stage.reason,
                 "key": stage.key,
                 "parents": list(stage.wired.parents),
+                "outlook": list(said.get(stage.name, ())),
             }
             for stage in plan.stages
         ]
@@ -47,5 +49,7 @@ def show_plan(args: argparse.Namespace) -> int:
         return 0
     for stage in plan.stages:
         print(f"{stage.name:<12} {stage.wired.spec.kind:<10} {stage.action:<6} {stage.reason}")
+        for note in said.get(stage.name, ()):
+            print(f"{'':<12} {note}")
     print(f"{len(plan.stages) - len(plan.to_run)} reused, {len(plan.to_run)} to run; store: {store.root}")
     return 0
