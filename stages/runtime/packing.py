@@ -27,8 +27,8 @@ _UNPACKED = {
     "its attention has sinks": "deepseek_v4 gpt_oss granite_swa granitemoe_swa mimo_v2_flash",
     "it has recurrent or convolution layers": """
         bamba falcon_h1 falcon_mamba granitemoehybrid jamba kimi_linear lfm2 lfm2_moe lfm3 mamba mamba2
-        minimax nemotron_h olmo_hybrid qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma rwkv xlstm zamba
-        zamba2
+        minimax nemotron_h olmo_hybrid qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma rwkv
+        xlstm zamba zamba2
     """,
     _BIAS: "bloom mpt",
     "its code takes no packed rows": "codegen gpt_neo gpt_neox_japanese gptj nemotron stablelm xglm",
