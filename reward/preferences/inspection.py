@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from reward.preferences.annotators import AnnotatorRow, annotator_rows
 from reward.preferences.checks.bias import RefusalCounter, bias_results
 from reward.preferences.checks.consistency import consistency_results
-from reward.preferences.checks.leakage import PromptSets, leakage_results, near_prompts
+from reward.preferences.checks.leakage import Evaluation, PromptSets, leakage_results, near_prompts
+from reward.preferences.checks.rephrased import CharGrams
 from reward.preferences.checks.result import CheckResult, Example, Verdict
 from reward.preferences.checks.rows import EXCERPT_CHARS, RowTally, excerpt
 from reward.preferences.checks.settings import CheckSettings
@@ -20,7 +21,7 @@ from reward.preferences.ledger import Ledger, Votes
 from reward.preferences.mapping import Mapping
 from reward.preferences.notes import RowNotes
 from reward.preferences.pairs import pairs_of
-from reward.preferences.records import PreferenceRecord, digest, prompt_text
+from reward.preferences.records import PreferenceRecord, digest, prompt_text, prompt_words
 from reward.preferences.source import ReadRow, open_source
 from reward.preferences.textfile import TextForm
 
@@ -100,7 +101,7 @@ def inspect_file(
     """
     settings = settings or CheckSettings()
     source = open_source(path, mapping)
-    state = _State(settings, token_ids, PromptSets(profiled=bool(against)))
+    state = _State(settings, token_ids, [Evaluation(other) for other in against])
     receivers = tuple(sinks)
     for row in source.rows:
         checked = state.take(row)
@@ -119,8 +120,8 @@ def inspect_file(
         state.refusals.result(settings),
         *_annotator_results(people, settings),
     ]
-    for other in against:
-        checks += leakage_results(state.prompts, prompts_of(other), other.name, settings)
+    for evaluation in state.evaluations:
+        checks += leakage_results(state.prompts, evaluation, settings)
     return Inspection(
         path,
         source.verdict,
@@ -140,8 +141,11 @@ def inspect_file(
 class _State:
     """What one pass gathers."""
 
-    def __init__(self, settings: CheckSettings, token_ids: TokenIds | None, prompts: PromptSets) -> None:
-        self.settings, self.token_ids, self.prompts = settings, token_ids, prompts
+    def __init__(
+        self, settings: CheckSettings, token_ids: TokenIds | None, evaluations: list[Evaluation]
+    ) -> None:
+        self.settings, self.token_ids, self.evaluations = settings, token_ids, evaluations
+        self.prompts = PromptSets()
         self.tally = RowTally(settings)
         self.ledger = Ledger()
         self.refusals = RefusalCounter()
@@ -177,12 +181,15 @@ class _State:
             if self.token_ids is not None and self.settings.max_length is not None:
                 check_tokens(record, notes, self.token_ids, self.settings.max_length)
         records = () if notes.rejections else row.records
-        return replace(row, records=records, rejections=tuple(notes.rejections), flags=tuple(notes.flags))
+        return ReadRow(row.raw, records, tuple(notes.rejections), tuple(notes.flags))
 
     def _enter(self, record: PreferenceRecord) -> None:
         group = record.group
         self.ledger.add(record, group=group)
-        self.prompts.see(record.prompt, record.line, group=group)
+        if self.prompts.see(record.prompt, record.line, group=group) and self.evaluations:
+            grams = CharGrams.of(prompt_words(record.prompt))
+            for evaluation in self.evaluations:
+                evaluation.see(len(self.prompts.lines) - 1, grams)
         for response in record.responses:
             self.num_responses += 1
             self.num_open += ends_openly(response.text)
@@ -207,20 +214,6 @@ class _State:
             "information",
             "A high share means that responses were cut: raise the limit of new tokens.",
         )
-
-
-def prompts_of(path: Path) -> PromptSets:
-    """Read the prompts of an evaluation file: a preference file, or rows with a prompt or messages.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    from reward.preferences.prompts import read_prompts
-
-    found = PromptSets(profiled=True)
-    for line, prompt in read_prompts(path):
-        found.see(prompt, line)
-    return found
 
 
 def _short(text: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 
 _SCRIPTS = {
     "ja": re.compile("[\u3040-\u30ff]"),
@@ -25,7 +27,10 @@ _SMALL_WORDS = {
     "pt": "o a os as e que em um uma é não para com por se do da mais como mas no na são você isso",
     "nl": "de het een en van is dat niet te met voor op zijn er aan ook als bij je wordt naar maar",
 }
-_WORDS = {code: frozenset(words.split()) for code, words in _SMALL_WORDS.items()}
+_CODES = {
+    word: tuple(code for code, words in _SMALL_WORDS.items() if word in words.split())
+    for word in " ".join(_SMALL_WORDS.values()).split()
+}
 _WORD = re.compile(r"[^\W\d_]+")
 MAX_CHARS = 400
 MIN_SHARE = 0.15
@@ -42,10 +47,12 @@ def language_of(text: str) -> str | None:
     words = _WORD.findall(head.lower())
     if len(words) < 8:
         return None
-    counts = [(sum(map(known.__contains__, words)) / len(words), code) for code, known in _WORDS.items()]
-    shares = sorted(counts, reverse=True)
-    (best, code), (second, _) = shares[0], shares[1]
-    return code if best >= MIN_SHARE and best >= MIN_LEAD * second else None
+    counts = Counter(itertools.chain.from_iterable(filter(None, map(_CODES.get, words)))).most_common(2)
+    if not counts:
+        return None
+    code, best = counts[0]
+    second = counts[1][1] if len(counts) > 1 else 0
+    return code if best >= MIN_SHARE * len(words) and best >= MIN_LEAD * second else None
 
 
 def _language_of_script(text: str) -> str | None:

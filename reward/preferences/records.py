@@ -5,6 +5,7 @@ Everything is read into this form and written from it. Pairs are derived, never 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -147,8 +148,12 @@ def prompt_words(prompt: Prompt) -> str:
     return "\n".join(message["content"] for message in prompt)
 
 
+@functools.lru_cache(maxsize=32)
 def normalised(text: str) -> str:
-    """Return text in NFKC with runs of white space as one blank, for equality only."""
+    """Return text in NFKC with runs of white space as one blank, for equality only.
+
+    The last few texts are remembered: every check of a row asks for the same ones.
+    """
     return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).split())
 
 

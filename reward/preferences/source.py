@@ -95,7 +95,7 @@ def raw_rows_of(path: Path, mapping: Mapping) -> tuple[TextForm | None, Iterator
 
 def _without_marks(number: int, raw: RawRow) -> RawRow:
     if not isinstance(raw.value, dict) or ROW_MARK not in raw.value:
-        return replace(raw, number=number)
+        return RawRow(raw.line, raw.text, raw.value, raw.problem, number)
     value = {name: cell for name, cell in raw.value.items() if name not in MARKS}
     earlier = _whole(raw.value.get(ROW_MARK)), _whole(raw.value.get(LINE_MARK))
     return replace(raw, number=number, value=value, earlier=earlier if earlier[0] else None)

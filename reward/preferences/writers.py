@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from reward.preferences.mapping import Mapping
 from reward.preferences.pairs import merge_votes
@@ -25,6 +25,18 @@ from reward.preferences.source import (
 from reward.preferences.textfile import data_suffix
 
 PARTIAL = ".partial"
+MAX_MEMORY_BYTES = 32 << 20
+"Rejected rows beyond this size wait in a temporary file."
+
+
+class Rows(Protocol):
+    """Rows that can be walked more than once."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
 
 
 class RowSink(Protocol):
@@ -64,13 +76,42 @@ def marked_row(row: ReadRow) -> dict[str, Any]:
     return value | marks
 
 
+class RowSpool:
+    """Rows of JSON values that wait to be written; many of them wait in a temporary file."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=MAX_MEMORY_BYTES)  # noqa: SIM115
+        self._size = 0
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows in the order in which they came."""
+        self._file.seek(0)
+        return (json.loads(line) for line in self._file)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row."""
+        self._size += 1
+        self._file.write(json.dumps(row).encode() + b"\n")
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self._size = 0
+        self._file.seek(0)
+        self._file.truncate()
+
+
 class RejectsWriter:
     """Gathers rejected rows into `folder / rejects.<format of the source>`; no file when there is none."""
 
     def __init__(self, folder: Path, source: Path, *, delimiter: str | None = None) -> None:
         self.path = folder / rejects_name(source)
         self.delimiter = delimiter or ("\t" if self.path.suffix in (".tsv", ".tab") else ",")
-        self.rows: list[dict[str, Any]] = []
+        typed = self.path.suffix in (".xlsx", ".parquet")
+        self.rows: list[dict[str, Any]] | RowSpool = [] if typed else RowSpool()
 
     def __call__(self, row: ReadRow) -> None:
         """Keep a row when it was rejected."""
@@ -89,7 +130,7 @@ class RejectsWriter:
         write_rows(self.path, self.rows, delimiter=self.delimiter)
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]], *, delimiter: str = ",") -> None:
+def write_rows(path: Path, rows: Rows, *, delimiter: str = ",") -> None:
     """Write rows in the format that the suffix names; the file appears whole or not at all."""
     partial = path.with_name(path.name + PARTIAL)
     if path.suffix == ".xlsx":
@@ -97,11 +138,17 @@ def write_rows(path: Path, rows: list[dict[str, Any]], *, delimiter: str = ",") 
     elif path.suffix == ".parquet":
         _write_parquet(partial, rows)
     elif path.suffix in (".csv", ".tsv", ".tab"):
-        partial.write_text(csv_text(rows, delimiter), encoding="utf-8", errors="surrogatepass", newline="")
+        with partial.open("w", encoding="utf-8", errors="surrogatepass", newline="") as stream:
+            write_csv(stream, rows, delimiter)
     elif path.suffix == ".json":
-        partial.write_text(json.dumps(rows, ensure_ascii=True, indent=1) + "\n", encoding="utf-8")
+        with partial.open("w", encoding="ascii") as stream:
+            stream.writelines(
+                f"{',' if place else '['}\n{json.dumps(row, indent=1)}" for place, row in enumerate(rows)
+            )
+            stream.write("\n]\n" if rows else "[]\n")
     else:
-        partial.write_text("".join(json_line(row) for row in rows), encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.writelines(map(json_line, rows))
     partial.replace(path)
 
 
@@ -115,14 +162,12 @@ def json_line(value: Any) -> str:
     return text + "\n"
 
 
-def csv_text(rows: list[dict[str, Any]], delimiter: str) -> str:
-    """Return rows as CSV under one header that has every column."""
+def write_csv(stream: TextIO, rows: Rows, delimiter: str) -> None:
+    """Write rows as CSV under one header that has every column."""
     names = column_names(rows)
-    stream = io.StringIO()
     writer = csv.DictWriter(stream, names, delimiter=delimiter, lineterminator="\r\n", restval="")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    return stream.getvalue()
 
 
 def column_names(rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -135,7 +180,7 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
-def _write_workbook(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_workbook(path: Path, rows: Rows) -> None:
     from openpyxl import Workbook
     from openpyxl.cell import WriteOnlyCell
 
@@ -161,11 +206,11 @@ def _sheet_text(text: str) -> str:
     return "".join(char for char in text if char >= " " or char in "\t\n\r")[:32_767]
 
 
-def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_parquet(path: Path, rows: Rows) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
 
 
 class AcceptedWriter:

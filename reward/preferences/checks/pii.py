@@ -20,7 +20,8 @@ _PHONE = re.compile(
 _KEY = re.compile(
     r"\b(?:sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{36,}|AKIA[0-9A-Z]{16}|hf_[A-Za-z0-9]{30,})\b"
 )
-_DIGITS = re.compile(r"\d")
+_KEY_STARTS = ("sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "AKIA", "hf_")
+_DIGIT = re.compile(r"\d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,13 @@ def mask_pii(text: str) -> str:
 def _candidates(text: str) -> Iterator[Pii]:
     if "@" in text:
         yield from _matches("email", _EMAIL, text)
-    if "-" in text or "_" in text or "AKIA" in text:
+    if any(map(text.__contains__, _KEY_STARTS)):
         yield from _matches("key", _KEY, text)
-    if len(_DIGITS.findall(text)) < 7:
-        if "." in text:
+    if _DIGIT.search(text) is None:
+        return
+    num_digits = len(_DIGIT.findall(text))
+    if num_digits < 7:
+        if num_digits >= 4 and text.count(".") >= 3:
             yield from _matches("ipv4", _IPV4, text)
         return
     yield from _matches("ipv4", _IPV4, text)
