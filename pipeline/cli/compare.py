@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import TYPE_CHECKING
 
 from pipeline.cli import arguments
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", help="name of a run, or its run file")
     parser.add_argument("second", help="the run to compare it with")
     parser.add_argument("--all", action="store_true", help="show every metric, not the telling ones only")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     arguments.add_store(parser)
 
 
@@ -29,10 +31,14 @@ def main(args: argparse.Namespace) -> int:
     store = arguments.open_store(args)
     first = collect(store, arguments.run_name(args.first))
     second = collect(store, arguments.run_name(args.second))
+    if args.json:
+        stages = [pair.to_json() for pair in compare_runs(first, second)]
+        print(json.dumps({"a": first.name, "b": second.name, "stages": stages}, indent=1))
+        return 0
     print(f"a: {first.name}\nb: {second.name}\n")
     for pair in compare_runs(first, second):
         print(f"{pair.name}: {_verdict(pair)}")
-        for change in (*pair.settings, *pair.inputs):
+        for change in (*pair.settings, *pair.inputs, *pair.environment):
             print(f"    {change.name}: {short(change.first)} -> {short(change.second)}")
         rows = [
             (change.name, short(change.first), short(change.second), short(change.change))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.canonical import finite
 from pipeline.report.view import InputView, RunView, StageView, TableView
 
 
@@ -16,6 +17,11 @@ class Difference:
     name: str
     first: Any
     second: Any
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values as JSON holds them, and the change when both are numbers."""
+        document = {"name": self.name, "a": _plain(self.first), "b": _plain(self.second)}
+        return document if self.change is None else {**document, "change": _plain(self.change)}
 
     @property
     def change(self) -> float | None:
@@ -36,7 +42,27 @@ class StagePair:
     second: StageView | None
     settings: Sequence[Difference] = ()
     inputs: Sequence[Difference] = ()
+    environment: Sequence[Difference] = ()
+    "Packages, Python, system and device that differ."
     metrics: Sequence[Difference] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the pair as plain values."""
+        parts = {
+            "settings": self.settings,
+            "inputs": self.inputs,
+            "environment": self.environment,
+            "metrics": self.metrics,
+        }
+        return {
+            "name": self.name,
+            "same": self.same,
+            "keys": {
+                "a": self.first.key if self.first else None,
+                "b": self.second.key if self.second else None,
+            },
+            **{part: [item.to_json() for item in found] for part, found in parts.items()},
+        }
 
 
 def compare_runs(first: RunView, second: RunView) -> list[StagePair]:
@@ -69,6 +95,7 @@ def _pair(name: str, first: StageView | None, second: StageView | None) -> Stage
         second=second,
         settings=_differences(first.settings, second.settings),
         inputs=_differences(_inputs(first.inputs), _inputs(second.inputs)),
+        environment=_differences(first.environment, second.environment),
         metrics=_differences(first.metrics, second.metrics),
     )
 
@@ -78,6 +105,10 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Di
     pairs = [Difference(name, first.get(name), second.get(name)) for name in names]
     # NaN differs from itself by `!=`; two NaN are no difference here.
     return [pair for pair in pairs if pair.first != pair.second and not _both_nan(pair)]
+
+
+def _plain(value: Any) -> Any:
+    return finite(value) if isinstance(value, float) else value
 
 
 def _both_nan(pair: Difference) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,25 @@ def test_the_command_prints_both_runs(engine, capsys):
     assert code == 0
     assert "first: the same result" in shown
     assert "rate: 2 -> 3" in shown
+
+
+def test_another_environment_is_a_difference_of_its_own(engine):
+    first = collect(engine.store, "chain")
+    other = collect(engine.store, "other")
+    stages = [replace(s, environment={**s.environment, "torch": "9.9"}) for s in other.stages]
+
+    _, second, _ = compare_runs(first, replace(other, stages=stages))
+
+    torch = first.stages[1].environment["torch"]
+    assert [(d.name, d.first, d.second) for d in second.environment] == [("torch", torch, "9.9")]
+
+
+def test_a_program_reads_the_comparison_as_json(engine, capsys):
+    main(["compare", "chain", "other", "--json", "--store", str(engine.store.root)])
+
+    document = json.loads(capsys.readouterr().out)
+    assert [stage["same"] for stage in document["stages"]] == [True, False, False]
+    assert document["stages"][1]["settings"] == [{"name": "rate", "a": 2.0, "b": 3.0, "change": 1.0}]
 
 
 def test_a_stage_of_one_run_only_is_said_to_be(engine):
