@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +14,9 @@ from pipeline.config.suggest import choices, close
 from pipeline.contract import ArtifactKind, InputSlot, StageSpec
 from pipeline.errors import ConfigError, Finding, StoreError
 from pipeline.fingerprint import HashFile, content_digest, model_digest
+from pipeline.kinds import MODEL_KINDS, kind_of_path, said_kinds
 
 BASE = "base"
-MODEL_KINDS = (
-    *(ArtifactKind.FULL_MODEL, ArtifactKind.ADAPTER),
-    *(ArtifactKind.REWARD_MODEL, ArtifactKind.VALUE_MODEL),
-)
-_KIND_OF_SUFFIX = {".py": (ArtifactKind.FUNCTION,), ".txt": (ArtifactKind.TEXT,)}
 
 
 class RunFile(Protocol):
@@ -96,6 +91,31 @@ class Wiring:
 
     stages: tuple[WiredStage, ...]
     findings: tuple[Finding, ...]
+
+    def until(self, names: Sequence[str]) -> tuple[WiredStage, ...]:
+        """Return the named stages and all that they need, parents first; every stage when none is named.
+
+        Raises:
+            ConfigError: there is no stage of a name.
+        """
+        known = [stage.name for stage in self.stages]
+        unknown = [
+            Finding(
+                f"there is no stage {name!r}",
+                "--until",
+                close(name, known) or choices(known),
+                "unknown-stage",
+            )
+            for name in names
+            if name not in known
+        ]
+        if unknown:
+            raise ConfigError.from_findings(unknown)
+        wanted = set(names or known)
+        for stage in reversed(self.stages):
+            if stage.name in wanted:
+                wanted.update(stage.parents)
+        return tuple(stage for stage in self.stages if stage.name in wanted)
 
     def require(self) -> tuple[WiredStage, ...]:
         """Return the stages, or raise everything that is wrong at once.
@@ -185,7 +205,7 @@ class _Wirer:
             if outputs[output] in slot.kinds:
                 return FromStage(outputs[output], stage, output)
             self._note(
-                f"{text!r} is a {outputs[output]}, and this input takes {_kinds(slot.kinds)}",
+                f"{text!r} is a {outputs[output]}, and this input takes {said_kinds(slot.kinds)}",
                 where,
                 code="wrong-kind",
             )
@@ -196,7 +216,7 @@ class _Wirer:
                     return FromStage(kind, stage, output)
         gives = choices(f"{output} ({kind})" for output, kind in outputs.items()) or "nothing"
         self._note(
-            f"stage {stage!r} gives {gives}, and this input takes {_kinds(slot.kinds)}",
+            f"stage {stage!r} gives {gives}, and this input takes {said_kinds(slot.kinds)}",
             where,
             code="wrong-kind",
         )
@@ -303,50 +323,6 @@ def origin_digest(path: Path, kind: ArtifactKind, hash_file: HashFile) -> str:
     return digest(path, hash_file=hash_file)
 
 
-def kind_of_path(path: Path, allowed: Sequence[ArtifactKind]) -> ArtifactKind:
-    """Say what a user's file or folder is, among the kinds that an input takes.
-
-    Raises:
-        ConfigError: it is none of them.
-    """
-    data_kinds = [kind for kind in allowed if kind not in MODEL_KINDS]
-    if path.is_dir():
-        found = kind_of_model_folder(path)
-        if found in allowed and found is not None:
-            return found
-        if found is None and data_kinds:
-            return data_kinds[0]
-        what = f"is a {found}" if found else "holds neither config.json nor adapter_config.json"
-        raise ConfigError(
-            f"the folder {str(path)!r} {what}, and this input takes {_kinds(allowed)}",
-            code="wrong-model-path",
-        )
-    if not data_kinds:
-        raise ConfigError(
-            f"{str(path)!r} is a file; a model is a folder with config.json and safetensors weights",
-            code="wrong-model-path",
-        )
-    likely = _KIND_OF_SUFFIX.get(path.suffix, ())
-    return next((kind for kind in likely if kind in data_kinds), data_kinds[0])
-
-
-def kind_of_model_folder(path: Path) -> ArtifactKind | None:
-    """Say what kind of model a folder holds, or None when it holds none.
-
-    Raises:
-        ConfigError: its adapter_config.json cannot be read.
-    """
-    if (path / "adapter_config.json").is_file():
-        try:
-            task = json.loads((path / "adapter_config.json").read_text()).get("task_type")
-        except (ValueError, AttributeError, OSError) as error:
-            raise ConfigError(
-                f"{path / 'adapter_config.json'} is not readable JSON", code="wrong-model-path"
-            ) from error
-        return ArtifactKind.REWARD_MODEL if task == "SEQ_CLS" else ArtifactKind.ADAPTER
-    return ArtifactKind.FULL_MODEL if (path / "config.json").is_file() else None
-
-
 def _identity(origin: Origin) -> tuple[str, str]:
     if isinstance(origin, FromStage):
         return ("stage", f"{origin.stage}.{origin.output}")
@@ -355,10 +331,6 @@ def _identity(origin: Origin) -> tuple[str, str]:
 
 def _shown(origin: Origin) -> str:
     return origin.stage if isinstance(origin, FromStage) else origin.written or origin.source
-
-
-def _kinds(kinds: Sequence[ArtifactKind]) -> str:
-    return " or ".join(kinds) or "no extra inputs"
 
 
 def _nearest_file(path: Path) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline import hub
 from pipeline.display import Display
 from pipeline.errors import ExitCode
@@ -27,6 +29,7 @@ class Runner:
         store: where results are and go.
         display: who is told.
         keep_going: run the stages that do not depend on a failed one, too.
+        until: run these stages and what they are made from, and no others; all when empty.
         start: starts a stage's child.
     """
 
@@ -37,6 +40,7 @@ class Runner:
         display: Display,
         *,
         keep_going: bool = False,
+        until: Sequence[str] = (),
         start: Launch = launch,
     ) -> None:
         self._run = run
@@ -44,6 +48,7 @@ class Runner:
         self._store = store
         self._display = display
         self._keep_going = keep_going
+        self._until = tuple(until)
         self._start = start
         self._stop = StopRequests()
         self._exit_code: int = ExitCode.OK
@@ -78,7 +83,7 @@ class Runner:
                 self._name, self._store, self._display, trackers, self._stop, launch=self._start
             )
             try:
-                for wired in plan.wiring.stages:
+                for wired in plan.wiring.until(self._until):
                     self._visit(wired, maker)
             finally:
                 trackers.close()
@@ -102,6 +107,7 @@ class Runner:
         if missing:
             plan = make_plan(self._run, self._store)
         preflight(plan, self._store)
+        plan.wiring.until(self._until)
         return plan
 
     def _visit(self, wired: WiredStage, maker: StageMaker) -> None:

@@ -13,13 +13,10 @@ from pipeline.contract import ArtifactKind
 from pipeline.disk import Disk
 from pipeline.errors import Finding, StoreError
 from pipeline.fingerprint import describe, list_folder
+from pipeline.kinds import MODEL_KINDS
 from pipeline.record import OutputRecord, digest_of_output
 
 ALLOWED_SUFFIXES = (".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model", ".tiktoken", ".md")
-WEIGHT_KINDS = (
-    *(ArtifactKind.FULL_MODEL, ArtifactKind.ADAPTER),
-    *(ArtifactKind.REWARD_MODEL, ArtifactKind.VALUE_MODEL),
-)
 LARGEST_HEADER_BYTES = 16 * 2**20
 LARGEST_TEXT_SCANNED_BYTES = 2**20
 _SECRETS = re.compile(
@@ -161,7 +158,7 @@ def _check_contents(
             findings.append(
                 Finding(f"output {role!r} holds no file that may be published", code="empty-output")
             )
-        elif declared[role] in WEIGHT_KINDS and not weights:
+        elif declared[role] in MODEL_KINDS and not weights:
             findings.append(Finding(f"output {role!r} holds no safetensors weights", code="no-weights"))
     for name in kept:
         if name.endswith(".safetensors"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import Finding, StoreError, UserError
 from pipeline.fingerprint import HashFile, content_digest, model_digest
-from pipeline.inputs import kind_of_model_folder
+from pipeline.kinds import kind_of_model_folder
 from pipeline.manifest import RunManifest, SourceStatus, config_damages, read_manifest, run_names
 from pipeline.record import StageRecord
 from pipeline.store import Store

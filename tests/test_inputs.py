@@ -16,7 +16,8 @@ from pipeline.config.strict import StrictModel
 from pipeline.contract import ArtifactKind
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import file_digest, hub_digest
-from pipeline.inputs import FromStage, FromUser, Wiring, kind_of_path, wire
+from pipeline.inputs import FromStage, FromUser, Wiring, wire
+from pipeline.kinds import kind_of_path
 from tests.fakes import shapes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

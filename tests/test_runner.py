@@ -170,6 +170,17 @@ def test_after_a_failure_nothing_more_is_started(engine: Engine) -> None:
     assert not [line for line in engine.tally if line.startswith("apart")]
 
 
+def test_a_run_until_a_stage_makes_that_stage_and_its_parents_only(engine: Engine) -> None:
+    assert engine.run_here(until=["second"]) == ExitCode.OK
+    assert engine.display.now() == {"first": "complete", "second": "complete"}
+    assert engine.run_here() == ExitCode.OK
+    assert engine.display.now() == {"first": "reused", "second": "reused", "third": "complete"}
+
+    with pytest.raises(ConfigError, match="no stage 'secnd'") as caught:
+        engine.run_here(until=["secnd"])
+    assert caught.value.findings[0].hint == "second"
+
+
 def test_a_pickle_among_the_outputs_is_left_out_and_said(engine: Engine) -> None:
     engine.run_here("first.trouble=pickle")
 

@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-going", action="store_true", help="after a failure, run the stages that do not need it"
     )
+    parser.add_argument(
+        "--until", nargs="+", default=[], metavar="STAGE", help="run these stages and what they are made from"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -32,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     if args.shared_store:
         store.create()
         store.share(args.shared_store, remember=True)
-    runner = Runner(run, store, choose(), keep_going=args.keep_going)
+    runner = Runner(run, store, choose(), keep_going=args.keep_going, until=args.until)
     with LivePage(store, run.config.name):
         code = runner.go()
     _show_results(runner.manifest, store)

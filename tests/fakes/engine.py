@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,14 +98,19 @@ class Engine:
         return Runner(self.load(*overrides), self.store, self.display, keep_going=keep_going).go()
 
     def run_here(
-        self, *overrides: str, before: BeforeOperation | None = None, keep_going: bool = False
+        self,
+        *overrides: str,
+        before: BeforeOperation | None = None,
+        keep_going: bool = False,
+        until: Sequence[str] = (),
     ) -> int:
         """Run with every stage in this process, so that one hook sees every disk operation."""
         self.display = Recorder()
         disk = Disk(before)
         store = Store(self.folder / "store", disk=disk)
         run = self.load(*overrides)
-        return Runner(run, store, self.display, keep_going=keep_going, start=InProcess(disk)).go()
+        start = InProcess(disk)
+        return Runner(run, store, self.display, keep_going=keep_going, until=until, start=start).go()
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `triptych run` on the store and do not wait for it."""
