@@ -24,7 +24,7 @@ from pathlib import Path
 from tests.chain import DEMO, SMALL
 from tests.faults.random_kills import children, outputs, start
 
-STAGES = ("base", "sft", "reward", "dpo", "ppo")
+PARENTS = {"base": None, "sft": "base", "reward": "sft", "dpo": "sft", "ppo": "reward"}
 LONGER = (
     *("base.max_steps=8", "base.save_steps=1", "sft.max_steps=8", "sft.save_steps=1"),
     *("reward.max_steps=8", "reward.save_steps=1", "dpo.max_steps=8", "dpo.save_steps=1"),
@@ -79,7 +79,10 @@ def finish(folder: Path, words: Sequence[str]) -> str:
 
 def try_stage(stage: str, before: Path, place: Path) -> list[str]:
     """Damage each file of a stage's newest checkpoint in turn; return what went wrong."""
-    words = [str(DEMO), *SMALL, *LONGER, "tracking.wandb=off", "--store", "store", "--until", stage]
+    common = [str(DEMO), *SMALL, *LONGER, "tracking.wandb=off", "--store", "store", "--until"]
+    words, parent = [*common, stage], PARENTS[stage]
+    if parent is not None:
+        finish(before, [*common, parent])
     stopped = place / f"{stage}-stopped"
     shutil.copytree(before, stopped)
     stop_after_two(stopped, words)
@@ -106,10 +109,11 @@ def try_stage(stage: str, before: Path, place: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("stages", nargs="*", default=list(STAGES), help="stages of the demo")
+    parser.add_argument("stages", nargs="*", default=list(PARENTS), help="stages of the demo")
     args = parser.parse_args()
     faults = []
     with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "before").mkdir()
         for stage in args.stages:
             faults += try_stage(stage, Path(place) / "before", Path(place))
     for fault in faults:
