@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from pathlib import Path
+from types import ModuleType
 
 from pipeline.errors import UserError
 from pipeline.inputs import RunFile
@@ -74,3 +76,18 @@ def split_stage(text: str) -> tuple[str, str | None]:
     if not run or (colon and not stage):
         raise UserError(f"{text!r} is not RUN or RUN:STAGE", hint="demo:ppo", code="bad-name")
     return run_name(run), stage or None
+
+
+def signing() -> ModuleType:
+    """Return the module that signs and checks signatures.
+
+    Raises:
+        UserError: its packages are not installed.
+    """
+    try:
+        return importlib.import_module("pipeline.signing")
+    except ImportError as error:
+        hint = "pip install 'triptych-rlhf[sign]'"
+        raise UserError(
+            f"signatures need the extra `sign`: {error}", hint=hint, code="missing-extra"
+        ) from error

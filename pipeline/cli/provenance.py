@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from pipeline.cli import arguments
 from pipeline.errors import StoreError
@@ -12,6 +13,12 @@ from pipeline.errors import StoreError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("run", help="RUN, RUN:STAGE or a run file")
+    parser.add_argument(
+        "--sign",
+        type=Path,
+        metavar="KEY",
+        help="private key (PEM): print signed DSSE envelopes; extra `sign`",
+    )
     arguments.add_store(parser)
 
 
@@ -25,8 +32,12 @@ def main(args: argparse.Namespace) -> int:
     manifest = read_manifest(store, run)
     if stage is not None and stage not in manifest.stages:
         raise StoreError(f"run {run!r} has no stage {stage!r}", hint=f"one of {', '.join(manifest.order)}")
+    if args.sign is not None:
+        signing = arguments.signing()
+        key = signing.private_key(args.sign)
     for name in manifest.order if stage is None else [stage]:
-        key = manifest.stages[name].key
-        if key is not None and store.has(key):
-            print(json.dumps(statement(store.load(key))))
+        stage_key = manifest.stages[name].key
+        if stage_key is not None and store.has(stage_key):
+            document = statement(store.load(stage_key))
+            print(json.dumps(document if args.sign is None else signing.signed(document, key)))
     return 0
