@@ -28,14 +28,18 @@ def adapter(
     seed: int,
     scored: bool = False,
     tuning: TuningConfig = TUNING,
+    spread: float = 0.05,
 ) -> Checkpoint:
-    """Write an adapter whose both factors are random, with a random head when `scored`."""
+    """Write an adapter whose both factors are random, with a random head when `scored`.
+
+    `spread` is the deviation of the second factor, 0 in an adapter that was never trained.
+    """
     model = new_adapter(load_base(base, ModelConfig(dtype="float32")), tuning, name="made", seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in named_adapter_parameters(model, "made"):
             if "lora_B" in name:
-                parameter.normal_(std=0.05, generator=generator)
+                parameter.normal_(std=spread, generator=generator)
     head = {"weight": torch.randn(1, model.config.hidden_size, generator=generator) * 0.2} if scored else None
     tokenizer = load_tokenizer(base, ModelConfig())
     save_adapter(model, folder, name="made", base=base, tokenizer=tokenizer, head=head)
