@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from pipeline.config.strict import StrictModel
 from pipeline.errors import Finding
+from pipeline.memory.work import Workload
 
 
 class ArtifactKind(StrEnum):
@@ -142,3 +143,5 @@ class StageSpec:
     "Names of final metrics that a gate may use."
     outlook: Callable[[StageCheck], Sequence[str]] | None = None
     "What plan says of a stage that will run, such as a fall-back it will take; no weights, no torch."
+    memory: Callable[[StageCheck], Workload] | None = None
+    "What the stage holds on a card, for the memory plan; None when it computes on none."

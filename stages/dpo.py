@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.contract import ArtifactKind, InputSlot, StageContext, StageResult, StageSpec
+from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
+from pipeline.memory.work import Workload
 from stages.pair_check import check_pairs, pair_outlook
 from stages.pair_config import PairTrainingConfig
 
@@ -33,6 +34,13 @@ def run(ctx: StageContext) -> StageResult:
     return train_dpo(ctx)
 
 
+def memory(stage: StageCheck) -> Workload:
+    """Say what training holds: the policy's adapter and the reference's."""
+    config: DPOConfig = stage.config
+    frozen = 0 if config.loss_type in ("simpo", "orpo") else 1
+    return Workload(config.model, config.tuning, config.largest_pass(answers=True), trained=1, frozen=frozen)
+
+
 SPEC = StageSpec(
     kind="dpo",
     version=1,
@@ -48,6 +56,7 @@ SPEC = StageSpec(
     },
     outputs={"adapter": ArtifactKind.ADAPTER},
     run=run,
+    memory=memory,
     check=check_pairs,
     outlook=pair_outlook,
     summary="DPO and its family on preference pairs, the reference being the SFT policy itself",

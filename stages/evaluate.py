@@ -13,6 +13,7 @@ from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.config.strict import NOT_IN_KEY, StrictModel
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
 from pipeline.errors import Finding
+from pipeline.memory.work import Decoding, Workload
 
 FIXED_ROLES = ("prompts", "gold", "reward", "demonstrations", "fewshot")
 "Inputs that are not models to be compared."
@@ -66,6 +67,18 @@ def run(ctx: StageContext) -> StageResult:
     return evaluate(ctx)
 
 
+def memory(stage: StageCheck) -> Workload:
+    """Say what sampling holds: the base, and an adapter for every model that is compared."""
+    config: EvaluateConfig = stage.config
+    decoding = Decoding(
+        config.generation_batch_size,
+        max(1, config.max_length - config.max_new_tokens),
+        config.max_new_tokens,
+    )
+    adapters = len([role for role in stage.roles if role not in (*FIXED_ROLES, "base") or role == "reward"])
+    return Workload(config.model, config.tuning, frozen=adapters, decoding=decoding)
+
+
 SPEC = StageSpec(
     kind="evaluate",
     version=1,
@@ -90,6 +103,7 @@ SPEC = StageSpec(
     },
     outputs={"table": ArtifactKind.TABLE, "samples": ArtifactKind.SAMPLES},
     run=run,
+    memory=memory,
     summary="compare every checkpoint on held-out prompts: gold, win rate, proxy reward, KL, length",
     extra_inputs=(ArtifactKind.ADAPTER, ArtifactKind.FULL_MODEL),
     check=check,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipeline.config.strict import NOT_IN_KEY
+from pipeline.memory.activations import Pass
 from stages.config import TrainingConfig
 
 
@@ -37,3 +38,23 @@ class PairTrainingConfig(TrainingConfig):
     def token_budget(self) -> int:
         """Tokens that are computed at once."""
         return self.micro_batch_tokens or self.per_device_train_batch_size * self.max_length
+
+    def largest_pass(self, *, answers: bool) -> Pass:
+        """Return the largest micro-batch that these settings allow; one pair always is one.
+
+        Args:
+            answers: whether the loss needs the probabilities of the answers' tokens.
+        """
+        pair = 2 * self.max_length
+        tokens = min(max(self.token_budget, pair), self.pairs_per_step * pair)
+        return Pass(
+            tokens,
+            self.max_length,
+            tokens if answers else 0,
+            key_share=_KEYS_A_POSITION if self.shared_prompts else 1.0,
+            checkpointing=self.tuning.gradient_checkpointing,
+        )
+
+
+_KEYS_A_POSITION = 1.5
+"A prompt as long as two answers: 2 (P + A) keys over P + 2 A positions."

@@ -15,6 +15,8 @@ from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.config.strict import NOT_IN_KEY, StrictModel
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
 from pipeline.errors import Finding, UserError
+from pipeline.memory.activations import Pass
+from pipeline.memory.work import Decoding, Workload
 
 
 class PPOConfig(StrictModel):
@@ -189,6 +191,32 @@ def reward_findings(name: str, config: PPOConfig, roles: Collection[str]) -> lis
     return findings
 
 
+def memory(stage: StageCheck) -> Workload:
+    """Say what the four roles hold, in sampling and in the update."""
+    config: PPOConfig = stage.config
+    rows = config.per_device_train_batch_size
+    step = Pass(
+        rows * config.max_length,
+        config.max_length,
+        rows * config.max_new_tokens,
+        checkpointing=config.tuning.gradient_checkpointing,
+    )
+    return Workload(
+        config.model,
+        config.tuning,
+        step,
+        trained=2,
+        frozen=2 if "reward" in stage.roles else 1,
+        heads=1,
+        with_entropy=True,
+        decoding=Decoding(
+            min(config.generation_batch_size, config.rollout_batch_size),
+            max(1, config.max_prompt_length),
+            config.max_new_tokens,
+        ),
+    )
+
+
 SPEC = StageSpec(
     kind="ppo",
     version=1,
@@ -211,6 +239,7 @@ SPEC = StageSpec(
     },
     outputs={"adapter": ArtifactKind.ADAPTER, "value": ArtifactKind.VALUE_MODEL},
     run=run,
+    memory=memory,
     check=check,
     summary="PPO on one frozen base: policy, reference, reward and value are adapters of it",
     metrics=(

@@ -13,6 +13,8 @@ from pydantic import Field
 from pipeline.config.strict import NOT_IN_KEY
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
 from pipeline.errors import Finding
+from pipeline.memory.activations import Pass
+from pipeline.memory.work import Workload
 from stages.config import OptimizationConfig
 
 
@@ -63,6 +65,16 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     return findings
 
 
+def memory(stage: StageCheck) -> Workload:
+    """Say what training every weight in float32 holds; the logits of every position are made."""
+    config: PretrainConfig = stage.config
+    tokens = config.per_device_train_batch_size * config.max_length
+    step = Pass(tokens, config.max_length, 0, all_logits=True, checkpointing=config.gradient_checkpointing)
+    return Workload(
+        config.model, None, step, trained=1, every_weight=True, autocast=True, full_precision=True
+    )
+
+
 SPEC = StageSpec(
     kind="pretrain",
     version=1,
@@ -78,6 +90,7 @@ SPEC = StageSpec(
     },
     outputs={"model": ArtifactKind.FULL_MODEL},
     run=run,
+    memory=memory,
     summary="Train a small base model from raw text, or adapt a base to a domain.",
     check=check,
     metrics=("eval_loss", "perplexity", "initial_perplexity"),

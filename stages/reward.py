@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pipeline.contract import ArtifactKind, InputSlot, StageContext, StageResult, StageSpec
+from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
+from pipeline.memory.work import Workload
 from stages.pair_check import check_pairs, pair_outlook
 from stages.pair_config import PairTrainingConfig
 
@@ -31,6 +32,12 @@ def run(ctx: StageContext) -> StageResult:
     return train_reward(ctx)
 
 
+def memory(stage: StageCheck) -> Workload:
+    """Say what training holds: one adapter and the score head; no token's probability is needed."""
+    config: RewardConfig = stage.config
+    return Workload(config.model, config.tuning, config.largest_pass(answers=False), trained=1, heads=1)
+
+
 SPEC = StageSpec(
     kind="reward",
     version=1,
@@ -48,6 +55,7 @@ SPEC = StageSpec(
     },
     outputs={"reward_model": ArtifactKind.REWARD_MODEL, "card": ArtifactKind.TABLE},
     run=run,
+    memory=memory,
     check=check_pairs,
     outlook=pair_outlook,
     summary="reward model: Bradley-Terry loss on preference pairs, with a report card",

@@ -10,6 +10,8 @@ from pydantic import Field
 from pipeline.config.strict import NOT_IN_KEY
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
 from pipeline.errors import Finding, UserError
+from pipeline.memory.activations import Pass
+from pipeline.memory.work import Workload
 from stages.config import TrainingConfig
 
 
@@ -70,6 +72,14 @@ def outlook(stage: StageCheck) -> Sequence[str]:
     return [note] if note else []
 
 
+def memory(stage: StageCheck) -> Workload:
+    """Say what training holds: one adapter, and every token's hidden state may be an answer's."""
+    config: SftConfig = stage.config
+    tokens = config.per_device_train_batch_size * config.max_length
+    step = Pass(tokens, config.max_length, tokens, checkpointing=config.tuning.gradient_checkpointing)
+    return Workload(config.model, config.tuning, step, trained=1, autocast=True, with_entropy=True)
+
+
 SPEC = StageSpec(
     kind="sft",
     version=1,
@@ -83,6 +93,7 @@ SPEC = StageSpec(
     },
     outputs={"adapter": ArtifactKind.ADAPTER},
     run=run,
+    memory=memory,
     summary="supervised fine-tuning on demonstrations (TRL's SFTTrainer), loss on the answer only",
     check=check,
     outlook=outlook,

@@ -1,0 +1,82 @@
+"""What a tuning trains: which weights of which layers, and how many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.memory.shape import Linear, ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The trained weights of one copy of the model, or of one adapter."""
+
+    shape: ModelShape
+    rank: int = 16
+    "Of the adapters; 0 trains the weights themselves."
+    targets: Sequence[str] | None = None
+    "Names of the linear maps that carry an adapter; None is all of them."
+    frozen_layers: int = 0
+    "First layers in which nothing is trained."
+    magnitudes: bool = False
+    "DoRA: one more number an output."
+    embeddings: bool = True
+    "Token and position tables and the head are trained, where the weights themselves are."
+
+    @property
+    def full(self) -> bool:
+        """Whether the weights themselves are trained."""
+        return self.rank == 0
+
+    @property
+    def layers(self) -> int:
+        """Layers in which something is trained."""
+        return max(0, self.shape.layers - self.frozen_layers)
+
+    @property
+    def adapted(self) -> tuple[Linear, ...]:
+        """Linear maps of one layer that carry an adapter."""
+        if self.full:
+            return ()
+        named = self.targets
+        return tuple(one for one in self.shape.linears if named is None or _is_named(one.name, named))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of weights of every trained tensor, as an optimizer holds them."""
+        if self.full:
+            return self._full_sizes()
+        return self.layers * self._layer_sizes()
+
+    @property
+    def num_adapter(self) -> int:
+        """Weights of one whole adapter, frozen layers included; 0 where the weights themselves train."""
+        return self.shape.layers * sum(self._layer_sizes())
+
+    @property
+    def num_trained(self) -> int:
+        """Weights that get gradients."""
+        return sum(self.sizes)
+
+    def _layer_sizes(self) -> list[int]:
+        sizes = [side for one in self.adapted for side in (self.rank * one.inputs, self.rank * one.outputs)]
+        return sizes + [one.outputs for one in self.adapted if self.magnitudes]
+
+    def _full_sizes(self) -> list[int]:
+        shape = self.shape
+        norms = shape.layer_vectors // max(1, shape.layer_norms)
+        layer = [one.num_weights for one in shape.linears]
+        layer += [one.outputs for one in shape.linears if one.bias] + [norms] * shape.layer_norms
+        # The rest of the vectors, such as norms of queries and keys.
+        layer += [shape.layer_vectors - norms * shape.layer_norms]
+        sizes = [size for size in self.layers * layer if size] + [shape.outer_vectors]
+        if self.embeddings:
+            head = shape.num_head - (shape.vocabulary if shape.head_bias else 0)
+            sizes += [shape.vocabulary * shape.hidden, shape.positions * shape.hidden, head]
+            sizes += [shape.vocabulary] if shape.head_bias else []
+        return [size for size in sizes if size]
+
+
+def _is_named(name: str, named: Sequence[str]) -> bool:
+    return any(name == wanted or wanted.endswith(f".{name}") for wanted in named)

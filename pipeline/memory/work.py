@@ -1,0 +1,53 @@
+"""What a stage holds and computes, as its card declares it to the memory plan. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.run import ModelConfig, TuningConfig
+from pipeline.memory.activations import Pass
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """Responses sampled at once, with a key-value cache."""
+
+    rows: int
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole cache when the longest responses end."""
+        return self.rows * (self.prompt_tokens + self.new_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One stage on one card; sizes are the largest that its settings allow."""
+
+    model: ModelConfig
+    tuning: TuningConfig | None
+    "What is trained; None where nothing is, or where every weight is."
+    step: Pass | None = None
+    "The pass with gradients of one micro-batch; None where nothing is trained."
+    trained: int = 0
+    "Adapters, or whole models, with gradients and optimizer state."
+    frozen: int = 0
+    "Adapters without."
+    heads: int = 0
+    "Trained score heads."
+    head_biases: int = 0
+    "Of these, the ones with an offset."
+    every_weight: bool = False
+    "Every weight of the base is trained, whatever the tuning says."
+    optimizer: str = "adamw"
+    autocast: bool = False
+    "On a GPU, matrix products run in bfloat16 whatever the weights are."
+    with_entropy: bool = False
+    "The loss also needs the entropy of each distribution."
+    decoding: Decoding | None = None
+    fused_step: bool = False
+    "The optimizer makes no temporary copies of what it trains."
+    full_precision: bool = False
+    "The base is held in float32 whatever model.dtype says."

@@ -1,0 +1,126 @@
+"""`triptych plan --gpu`: a row a stage, refusals with a remedy, and no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import plan_memory
+from pipeline.cli.main import main
+from tests.memory.shapes import LLAMA_8B, config_only
+
+DATA = Path(__file__).resolve().parents[2] / "data" / "demo"
+STAGES = """
+name: planned
+model: {base: base}
+tuning: {method: qlora, gradient_checkpointing: true}
+stages:
+  sft:    {kind: sft, inputs: {demonstrations: DATA/sft.jsonl}, per_device_train_batch_size: 2}
+  reward: {kind: reward, inputs: {policy: sft, preferences: DATA/preferences.jsonl}}
+  dpo:    {kind: dpo, inputs: {policy: sft, preferences: DATA/preferences.jsonl}}
+  ppo:    {kind: ppo, inputs: {policy: sft, reward: reward, prompts: DATA/prompts.jsonl}}
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    config_only(tmp_path / "base", LLAMA_8B)
+    file = tmp_path / "run.yaml"
+    file.write_text(STAGES.replace("DATA", str(DATA)))
+    return file
+
+
+def _plan(file, *words):
+    return main(["plan", str(file), "--store", str(file.parent / "store"), *words])
+
+
+def test_a_card_that_holds_every_stage_is_accepted(run_file, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+
+    assert _plan(run_file, "--gpu", "40GiB") == 0
+
+    shown = capsys.readouterr().out
+    assert "memory on 40GiB" in shown
+    for stage in ("sft", "reward", "dpo", "ppo"):
+        assert f"\n {stage} " in shown
+
+
+def test_a_card_that_is_too_small_is_refused_stage_by_stage_with_a_remedy(run_file, capsys):
+    assert _plan(run_file, "--gpu", "9GiB", "sft.per_device_train_batch_size=16") == 2
+
+    errors = capsys.readouterr().err
+    line = next(n for n, text in enumerate(run_file.read_text().splitlines(), 1) if " sft: " in text)
+    assert f"run.yaml:{line}: stage 'sft' needs" in errors
+    assert "the card has 9.0" in errors
+    assert "try: per_device_train_batch_size: " in errors
+
+
+def test_the_remedy_it_names_is_accepted(run_file, capsys):
+    words = ("sft.per_device_train_batch_size=64", "ppo.generation_batch_size=8")
+    assert _plan(run_file, "--gpu", "16GiB", *words) == 2
+    remedy = capsys.readouterr().err.partition("per_device_train_batch_size: ")[2].split()[0]
+
+    words = (f"sft.per_device_train_batch_size={remedy}", "ppo.generation_batch_size=8")
+    assert _plan(run_file, "--gpu", "16GiB", *words) == 0
+
+
+def test_the_json_form_holds_every_term_in_bytes(run_file, capsys):
+    assert _plan(run_file, "--gpu", "40GiB", "--json") == 0
+
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    sft = memory["stages"][0]
+    assert memory["memory_bytes"] == 40 * 2**30
+    assert sft["num_trained"] == 41_943_040
+    assert sft["total"]["expected"] == pytest.approx(
+        sum(term["expected"] for term in sft["terms"].values()), abs=len(sft["terms"])
+    )
+
+
+def test_without_a_card_nothing_is_said_of_memory(run_file, capsys, monkeypatch):
+    monkeypatch.setattr(plan_memory, "local_card", lambda: None)
+
+    assert _plan(run_file) == 0
+
+    assert "memory" not in capsys.readouterr().out
+
+
+def test_a_base_with_experts_gets_no_plan_and_says_why(run_file, capsys):
+    config = {**LLAMA_8B, "model_type": "mixtral", "num_local_experts": 8}
+    (run_file.parent / "base" / "config.json").write_text(json.dumps(config))
+
+    assert _plan(run_file, "--gpu", "9GiB") == 0
+
+    assert "sft: no plan, mixtral has experts" in capsys.readouterr().out
+
+
+def test_a_base_made_by_a_pretrain_stage_is_planned_from_its_architecture(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    sizes = "{model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, "
+    sizes += "num_attention_heads: 4}"
+    file.write_text(
+        f"name: scratch\nstages:\n  base: {{kind: pretrain, inputs: {{text: {DATA}/corpus.txt}}, "
+        f"architecture: {sizes}, vocab_size: 512}}\n"
+        f"  sft: {{kind: sft, inputs: {{base: base, demonstrations: {DATA}/sft.jsonl}}}}\n"
+    )
+
+    assert _plan(file, "--gpu", "8GiB", "--json") == 0
+
+    stages = json.loads(capsys.readouterr().out)["memory"]["stages"]
+    # Token table and head 2 * 512 * 64; a layer 4 * 64^2 + 3 * 64 * 128 + 2 * 64; the last norm 64.
+    assert stages[0]["num_trained"] == 2 * 512 * 64 + 2 * (4 * 64**2 + 3 * 64 * 128 + 2 * 64) + 64
+    # Rank 16: four maps 64 -> 64 and three between 64 and 128, in two layers.
+    assert stages[1]["num_trained"] == 2 * 16 * (4 * 128 + 3 * 192)
+
+
+def test_planning_memory_loads_no_torch(run_file):
+    words = ["plan", str(run_file), "--store", str(run_file.parent / "store"), "--gpu", "40GiB"]
+    code = (
+        f"import sys; from pipeline.cli.main import main; main({words}); "
+        "heavy = {'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules); sys.exit(len(heavy))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
