@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from safetensors.torch import load_file
 
 from tests.chain import DEMO, small_demo, triptych
@@ -24,6 +26,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chain")
     result = small_demo(folder=folder)
     assert result.returncode == 0, result.stdout + result.stderr
+    key = Ed25519PrivateKey.generate()
+    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "key.pub").write_bytes(public)
     return folder
 
 
@@ -131,6 +137,7 @@ def test_the_policies_start_from_the_sft_adapter_and_leave_it(finished: Path) ->
     [pytest.param(*entry, id=f"{entry[0]}: {entry[1]}"[:90]) for entry in documented_commands()],
 )
 def test_every_documented_command_works(page: str, command: str, finished: Path) -> None:
+    command, _, file = command.partition(" > ")
     words = shlex.split(command)
     if words[0] == "make" or ("configs/" in command and "demo.yaml" not in command):
         pytest.skip("make runs in CI; other run files need a model or data of the reader's own")
@@ -146,6 +153,8 @@ def test_every_documented_command_works(page: str, command: str, finished: Path)
         result = triptych(*local, folder=finished)
 
     assert result.returncode == 0, f"{page}: {command}\n{result.stdout}{result.stderr}"
+    if file:
+        (finished / file).write_text(result.stdout)
 
 
 def test_the_reward_card_is_shown_and_measured_again_on_another_file(finished: Path) -> None:
