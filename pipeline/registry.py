@@ -15,6 +15,9 @@ BUILT_IN = {
     "sft": "stages.sft",
     "reward": "stages.reward",
     "dpo": "stages.dpo",
+    "kto": "stages.kto",
+    "grpo": "stages.grpo",
+    "rloo": "stages.rloo",
     "ppo": "stages.ppo",
     "evaluate": "stages.evaluate",
 }

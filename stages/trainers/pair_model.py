@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.contract import StageContext
 from pipeline.errors import ModelError
+from stages.config import TrainingConfig
 from stages.pair_config import PairTrainingConfig
 from stages.runtime.adapters import load_adapter
 from stages.runtime.handover import HandOver, prove_hand_over
@@ -78,6 +79,32 @@ class PairModel:
             yield
 
 
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A base with the parent's adapter on it, trainable, and its text."""
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatText
+
+
+def open_parent(ctx: StageContext, *, name: str) -> Parent:
+    """Open the base and put the parent's adapter on it under a name.
+
+    Raises:
+        HandOverError: the adapter does not fit this base, or its chat text differs.
+        ModelError: a model, tokenizer or adapter that cannot be read.
+    """
+    config: TrainingConfig = ctx.config
+    base, policy = ctx.inputs["base"], ctx.inputs["policy"]
+    causal_lm = load_base(base, config.model, config.tuning)
+    tokenizer = load_tokenizer(policy, config.model)
+    stops = generation_eos(causal_lm)
+    check_same_text(policy.path, tokenizer, base=base, generation_eos=stops, where=ctx.name)
+    model = load_adapter(causal_lm, policy, name=name, trainable=True, tuning=config.tuning)
+    return Parent(model, tokenizer, ChatText(tokenizer, generation_eos=stops))
+
+
 def open_pair_model(ctx: StageContext, *, name: str, with_reference: bool) -> PairModel:
     """Open the base, put the parent's adapter on it and prove that the policy is the parent.
 
@@ -92,12 +119,8 @@ def open_pair_model(ctx: StageContext, *, name: str, with_reference: bool) -> Pa
         ModelError: a model, tokenizer or adapter that cannot be read.
     """
     config: PairTrainingConfig = ctx.config
-    base, policy = ctx.inputs["base"], ctx.inputs["policy"]
-    causal_lm = load_base(base, config.model, config.tuning)
-    tokenizer = load_tokenizer(policy, config.model)
-    stops = generation_eos(causal_lm)
-    check_same_text(policy.path, tokenizer, base=base, generation_eos=stops, where=ctx.name)
-    model = load_adapter(causal_lm, policy, name=name, trainable=True, tuning=config.tuning)
+    parent, policy = open_parent(ctx, name=name), ctx.inputs["policy"]
+    model = parent.model
     if with_reference:
         # At the policy's own rank: other sums would round differently in bf16.
         model = load_adapter(model, policy, name=REFERENCE, trainable=False, tuning=config.tuning)
@@ -115,8 +138,7 @@ def open_pair_model(ctx: StageContext, *, name: str, with_reference: bool) -> Pa
     if config.tuning.gradient_checkpointing:
         enable_checkpointing(model, switch)
         recompute_layers(causal_lm_of(model))
-    chat = ChatText(tokenizer, generation_eos=stops)
-    return PairModel(model, switch, tokenizer, chat, proof, packable)
+    return PairModel(model, switch, parent.tokenizer, parent.chat, proof, packable)
 
 
 def refuse_unfit(parts: PairModel, pairs: Sequence[TokenPair]) -> None:

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
@@ -19,12 +18,12 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from pipeline.errors import StageFailed
-from stages.runtime.loading import device
 from stages.runtime.output_head import OutputHead
 from stages.sft import SftConfig
 from stages.trainers.order import total_steps
 from stages.trainers.sft_layout import AnswerLogprobs, Layout, answer_logprobs, joined_inputs
 from stages.trainers.sft_rows import TokenRow
+from stages.trainers.trl_arguments import shared_arguments
 
 TOTALS_FILE = "totals.json"
 
@@ -152,76 +151,22 @@ def make_trainer(
 
 
 def trainer_arguments(config: SftConfig, *, num_rows: int, folder: Path) -> SFTConfig:
-    """Return TRL's arguments; whatever changes numbers is said here, whatever TRL's defaults are."""
-    steps = total_steps(config, num_rows)
-    on_gpu = device().type == "cuda"
+    """Return TRL's arguments. The rows are ours: ids, labels and layout are not touched."""
+    shared = shared_arguments(config, steps=total_steps(config, num_rows), folder=folder)
     with warnings.catch_warnings():
         # TRL 1.16 itself still sets the older names of the checkpointing arguments.
         warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6")
-        return SFTConfig(**_arguments(config, steps=steps, on_gpu=on_gpu, folder=folder))
-
-
-def _arguments(config: SftConfig, *, steps: int, on_gpu: bool, folder: Path) -> dict[str, Any]:
-    return dict(
-        output_dir=str(folder),
-        # 1. What is optimised, and how.
-        max_steps=steps,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=math.ceil(steps * config.warmup_ratio),
-        optim="adamw_torch",
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        adam_epsilon=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        loss_type="nll",
-        label_smoothing_factor=0.0,
-        neftune_noise_alpha=None,
-        average_tokens_across_devices=True,
-        # 2. Precision and memory.
-        bf16=on_gpu and config.model.dtype != "float32" and torch.cuda.is_bf16_supported(),
-        fp16=False,
-        gradient_checkpointing=config.tuning.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        activation_offloading=False,
-        torch_compile=False,
-        use_liger_kernel=False,
-        use_cpu=not on_gpu,
-        auto_find_batch_size=False,
-        # 3. The rows are ours: ids, labels and layout are not touched.
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        packing=False,
-        padding_free=False,
-        completion_only_loss=None,
-        assistant_only_loss=False,
-        pad_to_multiple_of=None,
-        remove_unused_columns=False,
-        dataloader_drop_last=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=on_gpu,
-        train_sampling_strategy="random",
-        # 4. Randomness and resume.
-        seed=config.seed,
-        data_seed=config.seed,
-        full_determinism=False,
-        accelerator_config={"use_seedable_sampler": True, "split_batches": False, "even_batches": True},
-        ignore_data_skip=False,
-        # 5. Checkpoints are sealed and rotated by the stage; metrics go to its logger only.
-        save_strategy="steps",
-        save_steps=config.save_steps,
-        save_total_limit=None,
-        save_only_model=False,
-        load_best_model_at_end=False,
-        eval_strategy="no",
-        logging_strategy="steps",
-        logging_steps=config.logging_steps,
-        logging_first_step=False,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        push_to_hub=False,
-        disable_tqdm=True,
-    )
+        return SFTConfig(
+            **shared,
+            loss_type="nll",
+            activation_offloading=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            max_length=None,
+            packing=False,
+            padding_free=False,
+            completion_only_loss=None,
+            assistant_only_loss=False,
+            pad_to_multiple_of=None,
+            dataloader_drop_last=False,
+            train_sampling_strategy="random",
+        )

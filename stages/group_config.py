@@ -1,0 +1,121 @@
+"""Settings that grpo and rloo share: groups of responses to a prompt, and what pays them. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+
+from pydantic import Field, model_validator
+
+from pipeline.contract import ArtifactKind, InputSlot, StageCheck
+from pipeline.errors import Finding, UserError
+from stages.config import TrainingConfig
+
+
+class GroupConfig(TrainingConfig):
+    """A stage that samples several responses to each prompt; a batch is counted in responses."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    "Peak learning rate of AdamW."
+    num_generations: int = Field(4, ge=2)
+    "Responses to each prompt, compared with each other. More gives steadier advantages."
+    max_new_tokens: int = Field(128, ge=1)
+    "Longest response in tokens, the stop token included."
+    temperature: float = Field(1.0, gt=0)
+    "Divides the logits, in sampling and in every log-prob."
+    num_iterations: int = Field(1, ge=1)
+    "Passes over each sampled batch."
+    epsilon: float = Field(0.2, gt=0, lt=1)
+    "How far the probability ratio may move from 1 before its gradient stops."
+    reward_weight: float = 1.0
+    "Factor of the reward model's score."
+    function_weight: float = 1.0
+    "Factor of the reward function's score."
+    mask_truncated_completions: bool = False
+    "Leave responses that the length limit cut out of the loss."
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> GroupConfig:
+        if self.responses_per_step % self.num_generations:
+            raise ValueError(
+                f"a step of {self.responses_per_step} responses (per_device_train_batch_size * "
+                "gradient_accumulation_steps) holds no whole groups of num_generations "
+                f"{self.num_generations}"
+            )
+        if self.max_new_tokens >= self.max_length:
+            raise ValueError(
+                f"max_new_tokens {self.max_new_tokens} leaves no prompt room in max_length {self.max_length}"
+            )
+        return self
+
+    @property
+    def responses_per_step(self) -> int:
+        """Responses of one optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Different prompts of one optimizer step."""
+        return self.responses_per_step // self.num_generations
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Longest prompt in tokens."""
+        return self.max_length - self.max_new_tokens
+
+
+GROUP_INPUTS: Mapping[str, InputSlot] = MappingProxyType(
+    {
+        "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base"),
+        "policy": InputSlot((ArtifactKind.ADAPTER,), help="the SFT adapter: start and reference"),
+        "reward": InputSlot((ArtifactKind.REWARD_MODEL,), required=False, help="the reward model"),
+        "reward_function": InputSlot(
+            (ArtifactKind.FUNCTION,),
+            required=False,
+            help="a Python file with score(prompt, response, row) -> float",
+        ),
+        "watch": InputSlot(
+            (ArtifactKind.FUNCTION,),
+            required=False,
+            help="a Python file with score(prompt, response, row), watched and never trained on",
+        ),
+        "prompts": InputSlot((ArtifactKind.PROMPTS,), help="prompts to answer"),
+    }
+)
+
+
+def check_groups(stage: StageCheck) -> Sequence[Finding]:
+    """Read prompts and functions without running anything, and see that there is a reward."""
+    from stages.data import read_prompts
+    from stages.runtime.score_function import score_function_findings
+
+    findings = reward_findings(stage.name, stage.roles)
+    for role in ("reward_function", "watch"):
+        if role in stage.inputs:
+            findings += score_function_findings(stage.inputs[role])
+    prompts = stage.inputs.get("prompts")
+    if prompts is None:
+        return findings
+    try:
+        rows = read_prompts(prompts.path)
+    except UserError as error:
+        return [*findings, *error.findings]
+    return [*findings, *prompt_findings(stage.config, len(rows), where=str(prompts.path))]
+
+
+def reward_findings(name: str, roles: Collection[str]) -> list[Finding]:
+    """Say whether the roles hold a reward."""
+    if {"reward", "reward_function"} & set(roles):
+        return []
+    message = "there is nothing to reward: neither a reward model nor a reward function is given"
+    hint = "inputs: {reward: <a reward stage>} or {reward_function: <a Python file>}"
+    return [Finding(message, f"stages.{name}.inputs", hint, "no-reward")]
+
+
+def prompt_findings(config: GroupConfig, num_prompts: int, *, where: str) -> list[Finding]:
+    """Say whether the prompts fill one step."""
+    if num_prompts >= config.prompts_per_step:
+        return []
+    message = f"{num_prompts} prompts do not fill a step of {config.prompts_per_step}"
+    hint = "more prompts, or a smaller per_device_train_batch_size"
+    return [Finding(message, where, hint, "too-few-prompts")]
