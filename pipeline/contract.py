@@ -102,6 +102,19 @@ class StageContext:
 
 
 @dataclass(frozen=True, slots=True)
+class RowCounts:
+    """What a stage made of the rows of one input file; accepted + rejected = read."""
+
+    read: int
+    accepted: int
+    rejected: int
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    "Check -> rejected rows that it found; a row may fail several."
+    first_lines: Sequence[int] = ()
+    "Lines of the first rejected rows; the data report names all."
+
+
+@dataclass(frozen=True, slots=True)
 class StageResult:
     """What a stage gave: the folder or file of each declared output, and final metrics."""
 
@@ -109,6 +122,8 @@ class StageResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
     "Plain sentences for the record and the report, such as a fall-back that was taken."
+    rows: Mapping[str, RowCounts] = field(default_factory=dict)
+    "Rows of input files that were read row by row, by role; they stand in the record beside the file."
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import StoreError
 from pipeline.manifest import RunManifest, read_manifest
-from pipeline.record import InputRecord, StageRecord
+from pipeline.record import InputRecord, RowsRecord, StageRecord
 from pipeline.store import Store
 
 _SHOWN_PACKAGES = ("torch", "transformers", "trl", "peft")
@@ -27,6 +27,8 @@ class Node:
     missing: bool = False
     "True when a stage's record is not in this store."
     inputs: list[Node] = field(default_factory=list)
+    rows: RowsRecord | None = None
+    "What the stage above made of the rows of this file."
 
     def to_json(self) -> dict[str, Any]:
         """Return the tree as plain values."""
@@ -42,6 +44,8 @@ class Node:
                 "environment": self.record.environment.model_dump(mode="json"),
                 "ended": self.record.ended,
             }
+        if self.rows is not None:
+            document["rows"] = self.rows.model_dump(mode="json")
         if self.missing:
             document["missing"] = True
         return {**document, "inputs": [node.to_json() for node in self.inputs]}
@@ -76,14 +80,17 @@ def lines(node: Node, *, indent: str = "", told: set[str] | None = None) -> Iter
     if node.record is None:
         state = "  (its record is not in this store)" if node.missing else ""
         yield f"{indent}{label}{node.name}  sha256 {node.fingerprint[:16]}{state}"
+        yield from _rows_line(node, indent)
         return
     record, recipe = node.record, node.record.recipe
     if record.key in told:
         yield f"{indent}{label}{node.name}  (key {record.key[:12]}, as above)"
+        yield from _rows_line(node, indent)
         return
     told.add(record.key)
     made = f"{record.kind} version {recipe.get('version')}, key {record.key[:12]}, {record.ended}"
     yield f"{indent}{label}{node.name}  ({made})"
+    yield from _rows_line(node, indent)
     settings = ", ".join(f"{name}={value}" for name, value in recipe.get("config", {}).items())
     yield f"{indent}    settings: {settings or 'all default'}"
     yield f"{indent}    environment: {_environment(record)}"
@@ -91,6 +98,19 @@ def lines(node: Node, *, indent: str = "", told: set[str] | None = None) -> Iter
         yield f"{indent}    note: {note}"
     for child in node.inputs:
         yield from lines(child, indent=indent + "  ", told=told)
+
+
+def _rows_line(node: Node, indent: str) -> Iterator[str]:
+    """Yield what became of a file's rows; nothing for what was not counted."""
+    if node.rows is None:
+        return
+    rows = node.rows
+    line = f"{indent}    rows: {rows.read:,} read, {rows.accepted:,} accepted, {rows.rejected:,} rejected"
+    if rows.rejected:
+        reasons = ", ".join(f"{count:,} {check}" for check, count in rows.reasons.items())
+        more = ", ..." if rows.rejected > len(rows.first_lines) else ""
+        line += f" ({reasons}; lines {', '.join(map(str, rows.first_lines))}{more})"
+    yield line
 
 
 def _stage_node(store: Store, key: str, *, role: str, fingerprint: str) -> Node:
@@ -101,10 +121,11 @@ def _stage_node(store: Store, key: str, *, role: str, fingerprint: str) -> Node:
 
 def _input_node(store: Store, role: str, given: InputRecord) -> Node:
     if given.producer_key is None:
-        return Node(role, given.source, given.fingerprint)
+        return Node(role, given.source, given.fingerprint, rows=given.rows)
     if not store.has(given.producer_key):
-        return Node(role, given.producer or "", given.fingerprint, missing=True)
-    return _stage_node(store, given.producer_key, role=role, fingerprint=given.fingerprint)
+        return Node(role, given.producer or "", given.fingerprint, missing=True, rows=given.rows)
+    found = _stage_node(store, given.producer_key, role=role, fingerprint=given.fingerprint)
+    return replace(found, rows=given.rows)
 
 
 def _last_stages(manifest: RunManifest) -> list[str]:

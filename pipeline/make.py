@@ -216,7 +216,10 @@ class StageMaker:
             kind=wired.spec.kind,
             recipe=dict(recipe),
             settings=result_settings(wired.config),
-            inputs={role: self._input_record(origin) for role, origin in wired.inputs.items()},
+            inputs={
+                role: self._input_record(origin).model_copy(update={"rows": result.rows.get(role)})
+                for role, origin in wired.inputs.items()
+            },
             outputs=result.outputs,
             files=self._metrics_file(work),
             metrics=result.metrics,

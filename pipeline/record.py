@@ -39,6 +39,26 @@ Outcome = Literal[
 ]
 
 
+class RowsRecord(StrictModel):
+    """What a stage made of the rows of one input file."""
+
+    read: int = Field(ge=0)
+    accepted: int = Field(ge=0)
+    rejected: int = Field(ge=0)
+    reasons: dict[str, int] = Field(default_factory=dict)
+    "Check -> rejected rows that it found."
+    first_lines: tuple[int, ...] = ()
+    "Lines of the first rejected rows."
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.accepted + self.rejected != self.read:
+            raise ValueError(
+                f"{self.accepted} accepted and {self.rejected} rejected are not {self.read} rows"
+            )
+        return self
+
+
 class InputRecord(StrictModel):
     """One input of a stage: what it held and who made it."""
 
@@ -49,6 +69,8 @@ class InputRecord(StrictModel):
     producer_key: str | None = None
     source: str = ""
     "File name, Hub id with commit, or stage name. Never a whole path."
+    rows: RowsRecord | None = None
+    "None for what is not read row by row, and in records of stages that did not count."
 
 
 class OutputRecord(StrictModel):

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.canonical import parse, read_bounded, read_sealed, sealed
 from pipeline.config.strict import StrictModel
 from pipeline.contract import ArtifactKind, Checkpoint
 from pipeline.disk import Disk
 from pipeline.errors import ExitCode, Finding, StoreError
-from pipeline.record import AttemptRecord, EnvironmentRecord, Outcome, OutputRecord
+from pipeline.record import AttemptRecord, EnvironmentRecord, Outcome, OutputRecord, RowsRecord
 from pipeline.seal import damages
 
 RESULT_TYPE = "stage-result"
@@ -69,6 +69,8 @@ class Result(StrictModel):
     metrics: dict[str, float | str]
     notes: tuple[str, ...]
     environment: EnvironmentRecord
+    rows: dict[str, RowsRecord] = Field(default_factory=dict)
+    "Rows of input files, by role."
 
 
 @dataclass(frozen=True, slots=True)

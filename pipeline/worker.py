@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pipeline import registry
@@ -23,7 +23,7 @@ from pipeline.disk import Disk
 from pipeline.errors import ExitCode, Finding, Interrupted, UserError
 from pipeline.launch import DISK_FULL_EXIT_CODE
 from pipeline.locks import Holder, held
-from pipeline.record import environment, timestamp
+from pipeline.record import RowsRecord, environment, timestamp
 from pipeline.seal import seal
 from pipeline.tracking.jsonl import MetricsFile
 from pipeline.work import Failure, Result, WorkFolder
@@ -129,9 +129,26 @@ def perform(
                 metrics={name: finite(float(value)) for name, value in result.metrics.items()},
                 notes=(*result.notes, *left_out),
                 environment=environment(_device()),
+                rows=_rows(result, request.inputs),
             ),
         )
     return answer.exit_code
+
+
+def _rows(result: StageResult, inputs: Mapping[str, object]) -> dict[str, RowsRecord]:
+    """Return the counts of rows that a stage gave; a role that is no input is a bug of the card."""
+    if strange := sorted(set(result.rows) - set(inputs)):
+        raise ValueError(f"rows of {strange[0]!r} were counted, which is no input")
+    return {
+        role: RowsRecord(
+            read=counts.read,
+            accepted=counts.accepted,
+            rejected=counts.rejected,
+            reasons=dict(counts.reasons),
+            first_lines=tuple(counts.first_lines),
+        )
+        for role, counts in result.rows.items()
+    }
 
 
 def classify(error: BaseException) -> Failure:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
 from pipeline.memory.work import Workload
+from stages.data_report import with_data_report
 from stages.pair_check import check_pairs, pair_outlook
 from stages.pair_config import PairTrainingConfig
 
@@ -31,7 +32,7 @@ def run(ctx: StageContext) -> StageResult:
     """Train the policy of role `policy` on pairs."""
     from stages.trainers.dpo import train_dpo
 
-    return train_dpo(ctx)
+    return with_data_report(ctx, train_dpo)
 
 
 def memory(stage: StageCheck) -> Workload:
@@ -43,7 +44,7 @@ def memory(stage: StageCheck) -> Workload:
 
 SPEC = StageSpec(
     kind="dpo",
-    version=1,
+    version=2,
     config_type=DPOConfig,
     inputs={
         "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base"),
@@ -54,7 +55,7 @@ SPEC = StageSpec(
         ),
         "mapping": InputSlot((ArtifactKind.TEXT,), required=False, help="YAML that says how to read them"),
     },
-    outputs={"adapter": ArtifactKind.ADAPTER},
+    outputs={"adapter": ArtifactKind.ADAPTER, "data_report": ArtifactKind.DATA_REPORT},
     run=run,
     memory=memory,
     check=check_pairs,

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from pipeline.config.strict import StrictModel
 from pipeline.contract import ArtifactKind, InputSlot, StageContext, StageResult, StageSpec
+from stages.data_report import with_data_report
 
 
 class PrepareConfig(StrictModel):
@@ -23,6 +24,10 @@ class PrepareConfig(StrictModel):
 
 def run(ctx: StageContext) -> StageResult:
     """Read the preferences, split them and write each derived file."""
+    return with_data_report(ctx, _prepare)
+
+
+def _prepare(ctx: StageContext) -> StageResult:
     from reward.preferences.mapping import load_mapping
     from reward.preferences.writers import read_records
     from stages.derivation import derive, write_derived
@@ -40,7 +45,7 @@ def run(ctx: StageContext) -> StageResult:
 
 SPEC = StageSpec(
     kind="prepare",
-    version=1,
+    version=2,
     config_type=PrepareConfig,
     inputs={
         "preferences": InputSlot((ArtifactKind.PREFERENCES,), help="pairs or rankings that people judged"),
@@ -54,6 +59,7 @@ SPEC = StageSpec(
         "held_out_demonstrations": ArtifactKind.DEMONSTRATIONS,
         "held_out_prompts": ArtifactKind.PROMPTS,
         "held_out_preferences": ArtifactKind.PREFERENCES,
+        "data_report": ArtifactKind.DATA_REPORT,
     },
     run=run,
     summary="text, demonstrations, prompts and a held-out part from one preference file, split by prompt",

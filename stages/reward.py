@@ -6,6 +6,7 @@ from pydantic import Field
 
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
 from pipeline.memory.work import Workload
+from stages.data_report import with_data_report
 from stages.pair_check import check_pairs, pair_outlook
 from stages.pair_config import PairTrainingConfig
 
@@ -29,7 +30,7 @@ def run(ctx: StageContext) -> StageResult:
     """Train the reward model of role `reward_model` and write its report card."""
     from stages.trainers.reward import train_reward
 
-    return train_reward(ctx)
+    return with_data_report(ctx, train_reward)
 
 
 def memory(stage: StageCheck) -> Workload:
@@ -40,7 +41,7 @@ def memory(stage: StageCheck) -> Workload:
 
 SPEC = StageSpec(
     kind="reward",
-    version=1,
+    version=2,
     config_type=RewardConfig,
     inputs={
         "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base"),
@@ -53,7 +54,11 @@ SPEC = StageSpec(
         ),
         "mapping": InputSlot((ArtifactKind.TEXT,), required=False, help="YAML that says how to read them"),
     },
-    outputs={"reward_model": ArtifactKind.REWARD_MODEL, "card": ArtifactKind.TABLE},
+    outputs={
+        "reward_model": ArtifactKind.REWARD_MODEL,
+        "card": ArtifactKind.TABLE,
+        "data_report": ArtifactKind.DATA_REPORT,
+    },
     run=run,
     memory=memory,
     check=check_pairs,

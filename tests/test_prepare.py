@@ -74,9 +74,11 @@ def test_no_prompt_stands_on_both_sides(tmp_path, pair_file):
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path, pair_file):
-    first, second = (prepare(tmp_path / name, pair_file, seed=1).outputs for name in "ab")
+    first, second = (dict(prepare(tmp_path / name, pair_file, seed=1).outputs) for name in "ab")
     other = prepare(tmp_path / "c", pair_file, seed=2).outputs
 
+    reports = [out.pop("data_report") / "report.json" for out in (first, second)]
+    assert reports[0].read_bytes() == reports[1].read_bytes()
     assert all(first[role].read_bytes() == second[role].read_bytes() for role in first)
     assert first["held_out_prompts"].read_bytes() != other["held_out_prompts"].read_bytes()
 
