@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from reward.preferences.checks.bias import length_bias, position_bias
-from reward.preferences.checks.result import Verdict
+from reward.preferences.checks.result import CheckResult, Verdict
 from reward.preferences.checks.settings import CheckSettings
 from reward.preferences.inspection import inspect_file
-from reward.preferences.ledger import Ledger
+from reward.preferences.ledger import Ledger, Votes
 from reward.preferences.records import PreferenceRecord, Response, Vote
 from reward.preferences.writers import write_records
 from tests.preferences.test_annotators import comparisons
@@ -55,7 +55,10 @@ def longer_wins(rng: random.Random, _: tuple[str, str], share: float) -> str:
     return "long" if rng.random() < share else "short"
 
 
-CHECKS = {first_wins: position_bias, longer_wins: length_bias}
+CHECKS: dict[Choose, Callable[[Votes, CheckSettings], CheckResult]] = {
+    first_wins: position_bias,
+    longer_wins: length_bias,
+}
 
 
 def warns(choose: Choose, trials: int, share: float, *, seed: int) -> bool:
