@@ -10,6 +10,7 @@ from pydantic import Field
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
 from pipeline.errors import Finding, UserError
 from stages.config import TrainingConfig
+from stages.data_report import with_data_report
 
 
 class KTOConfig(TrainingConfig):
@@ -37,7 +38,7 @@ def run(ctx: StageContext) -> StageResult:
     """Train the policy of role `policy` on labelled responses."""
     from stages.trainers.kto import train_kto
 
-    return train_kto(ctx)
+    return with_data_report(ctx, train_kto)
 
 
 def check(stage: StageCheck) -> Sequence[Finding]:
@@ -56,7 +57,7 @@ def check(stage: StageCheck) -> Sequence[Finding]:
 
 SPEC = StageSpec(
     kind="kto",
-    version=1,
+    version=2,
     config_type=KTOConfig,
     inputs={
         "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base"),
@@ -66,7 +67,7 @@ SPEC = StageSpec(
         ),
         "mapping": InputSlot((ArtifactKind.TEXT,), required=False, help="YAML that says how to read them"),
     },
-    outputs={"adapter": ArtifactKind.ADAPTER},
+    outputs={"adapter": ArtifactKind.ADAPTER, "data_report": ArtifactKind.DATA_REPORT},
     run=run,
     check=check,
     summary="KTO on single labelled responses (TRL's KTOTrainer), the reference being the SFT policy itself",

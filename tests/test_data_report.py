@@ -14,7 +14,7 @@ from pipeline.lineage import lineage
 from pipeline.record import RowsRecord
 from pipeline.report.artifacts import read_data_report
 from pipeline.store import Store
-from stages import dpo, prepare, reward
+from stages import dpo, kto, prepare, reward
 from stages.data_report import with_data_report
 from tests.tiny import stage_context
 
@@ -103,7 +103,7 @@ def test_the_report_of_a_run_reads_what_the_stage_published(finished: Store) -> 
     assert [place for place, _ in view.rejects] == ["line 3", "line 7", "line 11"]
 
 
-@pytest.mark.parametrize("card", [reward, dpo, prepare], ids=["reward", "dpo", "prepare"])
+@pytest.mark.parametrize("card", [reward, dpo, kto, prepare], ids=["reward", "dpo", "kto", "prepare"])
 def test_every_stage_that_reads_preferences_declares_the_report(card: Any) -> None:
     assert card.SPEC.outputs["data_report"] is ArtifactKind.DATA_REPORT
 
