@@ -34,9 +34,26 @@ def _rows(card: Mapping[str, Any]) -> Iterator[Sequence[str | None]]:
     for point in card.get("coverage", ()):
         if point["coverage"] in (0.5, 0.25):
             yield f"surest {point['coverage']:.0%}", _number(point["accuracy"]), f"{point['num_pairs']} pairs"
+    yield from _ensemble(card.get("ensemble"))
     for name, probe in card.get("probes", {}).items():
         should = "should score lower" if probe["should"] == "lose" else "should score the same"
         yield f"probe: {name}", f"{probe['shift']:+.3f}", f"higher in {probe['preferred']:.0%}; {should}"
+
+
+def _ensemble(block: Mapping[str, Any] | None) -> Iterator[Sequence[str | None]]:
+    if not block:
+        return
+    alone = ", ".join(_number(share) or "-" for share in block["accuracies"])
+    yield "members", str(block["members"]), f"accuracy of each alone: {alone}"
+    right, wrong = _number(block["spread_right"]) or "-", _number(block["spread_wrong"]) or "-"
+    yield (
+        "spread",
+        _number(block["spread"]),
+        f"of the members' margins; {right} where right, {wrong} where wrong",
+    )
+    divided = _number(block["accuracy_divided"]) or "-"
+    remark = f"all members agree in {block['united']:.0%} of pairs; elsewhere {divided}"
+    yield "accuracy, united", _number(block["accuracy_united"]), remark
 
 
 def _calibration(block: Mapping[str, Any]) -> Iterator[Sequence[str | None]]:

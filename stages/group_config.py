@@ -29,6 +29,8 @@ class GroupConfig(TrainingConfig):
     "How far the probability ratio may move from 1 before its gradient stops."
     reward_weight: float = 1.0
     "Factor of the reward model's score."
+    ensemble_penalty: float = Field(0.0, ge=0)
+    "Taken off a score: this times the standard deviation of the reward model's members, if it has several."
     function_weight: float = 1.0
     "Factor of the reward function's score."
     mask_truncated_completions: bool = False

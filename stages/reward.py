@@ -22,6 +22,8 @@ class RewardConfig(PairTrainingConfig):
     "Weight of (chosen + rejected)^2, which keeps scores around 0; 0 is off."
     num_probes: int = Field(64, ge=0)
     "Held-out responses that the card's probes (empty, repeated, misplaced ...) are made from; 0 is off."
+    ensemble: int = Field(1, ge=1, le=16)
+    "Members: adapters with heads of their own on one base, other seeds and row orders; the mean scores."
     include_ties: bool = True
     "Also train on pairs whose votes are even, with label 0.5: their scores are pulled together."
 

@@ -27,6 +27,7 @@ from reward.metrics import (
     sigmoid,
     wilson_interval,
 )
+from reward.spread import spread_report
 
 GAPS = np.random.default_rng(0).normal(0.4, 1.3, 301)
 SCORES = np.round(np.random.default_rng(1).normal(0, 1, (200, 2)) + np.array([0.5, 0]), 1)
@@ -172,3 +173,23 @@ def test_a_model_no_better_than_its_floors_is_flagged():
 def test_a_score_that_is_no_number_stops_the_card():
     with pytest.raises(ModelError, match="1 of 2 pairs"):
         report_card([scored(1.0), scored(float("nan"))])
+
+
+def test_the_spread_of_two_members_by_hand():
+    # pairs: both right and apart by 2; both wrong and apart by 4; divided, mean right, apart by 4
+    gaps = np.array([[3.0, -1.0, 3.0], [1.0, -5.0, -1.0]])
+
+    report = spread_report(gaps)
+
+    # population standard deviation of two numbers is half their distance
+    assert report["spread"] == pytest.approx((1 + 2 + 2) / 3)
+    assert report["spread_right"] == pytest.approx((1 + 2) / 2)
+    assert report["spread_wrong"] == pytest.approx(2.0)
+    assert report["accuracies"] == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
+    assert report["united"] == pytest.approx(2 / 3)
+    assert report["accuracy_united"] == pytest.approx(0.5)
+    assert report["accuracy_divided"] == 1.0
+    # the wrong pair's 2 beats one right pair's 1 and equals the other's 2
+    assert report["error_auc"] == pytest.approx(0.75)
+    with pytest.raises(ValueError, match="two members"):
+        spread_report(gaps[:1])

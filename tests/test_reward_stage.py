@@ -11,14 +11,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from pipeline.contract import ArtifactKind
-from pipeline.errors import Interrupted
+from pipeline.errors import DataError, Interrupted
 from reward.model import ScoreHead
+from reward.preferences.exchange.tasks import cmp_id_of
+from reward.preferences.records import PreferenceRecord, Response
 from reward.scoring import score
 from stages.reward import SPEC, RewardConfig
 from stages.runtime.adapters import load_head
+from stages.runtime.ensemble import members_of
 from stages.runtime.loading import backbone, load_tokenizer
 from stages.runtime.text.chat import ChatText
 from stages.trainers.pair_data import load_pair_data
+from stages.trainers.reward_measure import margins_of, open_reward_model
 from tests.pair_fixtures import FP32, TUNING, preference_file, reopen, sft_adapter, toy_rows
 from tests.tiny import ManualStop, as_checkpoint, stage_context, tiny_model
 
@@ -216,3 +220,93 @@ def test_padded_rows_give_the_same_model(tiny_base, sft, tmp_path):
 def _made(path):
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@pytest.fixture(scope="module")
+def ensemble(tiny_base, sft, tmp_path_factory):
+    changes = {"ensemble": 3, "max_steps": 6, "logging_steps": 1, "num_probes": 4}
+    ctx = context(tmp_path_factory.mktemp("ensemble"), tiny_base, sft, toy_rows(60), **changes)
+    return ctx, SPEC.run(ctx)
+
+
+def test_the_first_member_is_the_model_that_is_trained_without_an_ensemble(
+    ensemble, tiny_base, sft, tmp_path
+):
+    changes = {"max_steps": 6, "logging_steps": 1, "num_probes": 4}
+    alone = SPEC.run(context(tmp_path, tiny_base, sft, toy_rows(60), **changes))
+
+    one, other = (
+        load_file(r.outputs["reward_model"] / "adapter_model.safetensors") for r in (ensemble[1], alone)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_members_differ_and_their_mean_scores(ensemble, tiny_base):
+    ctx, result = ensemble
+    stored = as_checkpoint(result.outputs["reward_model"], ArtifactKind.REWARD_MODEL)
+
+    model = open_reward_model(tiny_base, stored, ctx.config)
+    held_out = load_pair_data(
+        ctx.inputs["preferences"].path, ctx.config, model.members[0].parts.chat
+    ).held_out
+    with model.members[0].parts.running():
+        scores = model.score_members(held_out)
+        chosen, rejected = model.score_pairs(held_out)
+    gaps = scores[:, 0] - scores[:, 1]
+
+    assert len(members_of(stored)) == 3
+    assert float((gaps[0] - gaps[1]).abs().max()) > 1e-2
+    assert float((gaps[0] - gaps[2]).abs().max()) > 1e-2
+    expected = gaps.mean(0)
+    assert (torch.tensor(chosen) - torch.tensor(rejected)).tolist() == pytest.approx(
+        expected.tolist(), abs=1e-6
+    )
+    assert expected.mean().item() == pytest.approx(result.metrics["margin_mean"], abs=1e-5)
+
+
+def test_the_card_shows_the_spread_and_metrics_name_the_member(ensemble):
+    ctx, result = ensemble
+    card = json.loads((result.outputs["reward_model"] / "card.json").read_text())
+    table = json.loads((result.outputs["card"] / "table.json").read_text())
+
+    assert card["ensemble"]["members"] == 3
+    assert card["ensemble"]["spread"] > 0
+    assert ["members", "3"] in [row[:2] for row in table["rows"]]
+    assert len(ctx.logger.series("loss")) == len(ctx.logger.series("member_2/loss")) == 6
+    assert ctx.logger.series("loss") != ctx.logger.series("member_1/loss")
+    assert any("paid by the first" in note for note in result.notes)
+
+
+def test_a_stopped_ensemble_goes_on_with_the_member_it_was_at(tiny_base, sft, tmp_path, ensemble):
+    changes = {"ensemble": 3, "max_steps": 6, "logging_steps": 1, "num_probes": 4, "save_steps": 6}
+    _made(tmp_path / "x")
+    # the stop flag is read once a step that is not the last: 5 of each member
+    stopped = context(tmp_path / "x", tiny_base, sft, toy_rows(60), stop=ManualStop(after=7), **changes)
+    with pytest.raises(Interrupted):
+        SPEC.run(stopped)
+
+    ctx = context(tmp_path / "x", tiny_base, sft, toy_rows(60), **changes)
+    continued = SPEC.run(ctx)
+
+    assert ctx.logger.series("loss") == []
+    assert len(ctx.logger.series("member_1/loss")) == 3
+    for name in ("adapter_model.safetensors", "members/1/adapter_model.safetensors"):
+        one, other = (load_file(r.outputs["reward_model"] / name) for r in (ensemble[1], continued))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_margins_of_unjudged_comparisons_are_one_a_member(ensemble, tiny_base):
+    ctx, result = ensemble
+    stored = as_checkpoint(result.outputs["reward_model"], ArtifactKind.REWARD_MODEL)
+    responses = (Response("a", "yes"), Response("b", "no"))
+    records = [PreferenceRecord(f"q {n}", responses) for n in range(3)]
+    three = PreferenceRecord("q", (*responses, Response("c", "maybe")))
+    same = PreferenceRecord("q", (Response("a", "yes"), Response("b", "yes")))
+
+    found = margins_of(tiny_base, stored, ctx.config, [*records, three, same])
+
+    assert list(found) == [cmp_id_of(record) for record in records]
+    assert all(len(margins) == 3 and len(set(margins)) == 3 for margins in found.values())
+    with pytest.raises(DataError, match="two responses"):
+        margins_of(tiny_base, stored, ctx.config, [three])

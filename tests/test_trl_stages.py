@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,6 +11,7 @@ from safetensors.torch import load_file
 from pipeline.config.run import TuningConfig
 from pipeline.contract import ArtifactKind, StageCheck
 from pipeline.errors import ConfigError, DataError, HandOverError, Interrupted
+from stages.data import PromptRow
 from stages.grpo import SPEC as GRPO
 from stages.grpo import GRPOConfig
 from stages.kto import SPEC as KTO
@@ -17,11 +20,12 @@ from stages.labelled import read_labelled
 from stages.rloo import SPEC as RLOO
 from stages.rloo import RLOOConfig
 from stages.trainers import kto as kto_module
+from stages.trainers.group_rewards import SampledPrompt, open_rewards
 from stages.trainers.kto import LabelledIds, dataset_of
 from stages.trainers.trl_policy import last_values
-from tests.pair_fixtures import FP32, TUNING, preference_file, sft_adapter, toy_rows
-from tests.ppo_setup import chain, without, written
-from tests.tiny import ManualStop, stage_context
+from tests.pair_fixtures import FP32, TUNING, preference_file, reopen, sft_adapter, toy_rows
+from tests.ppo_setup import adapter, chain, without, written
+from tests.tiny import ManualStop, as_checkpoint, stage_context
 
 TRAINING = {
     "model": FP32,
@@ -266,3 +270,24 @@ def test_the_last_value_of_every_metric_is_kept():
     history = [{"loss": 2.0, "step": 1, "reward": 0.1}, {"loss": 1.0, "step": 2}, {"train_runtime": 3.0}]
 
     assert last_values(history) == {"loss": 1.0, "reward": 0.1}
+
+
+def test_an_ensemble_pays_its_mean_less_the_members_disagreement(world, tmp_path):
+    base, folder = world["base"], tmp_path / "reward"
+    shutil.copytree(world["reward"].path, folder)
+    second = adapter(tmp_path / "second", base, seed=9, scored=True)
+    shutil.copytree(second.path, folder / "members" / "1")
+    both = as_checkpoint(folder, ArtifactKind.REWARD_MODEL)
+    prompts, responses = [[5, 6, 7], [8, 9]], [[10, 11], [12, 13, 14]]
+    sampled = [SampledPrompt(PromptRow(str(n), "x", n), ids) for n, ids in enumerate(prompts)]
+
+    def paid(source, penalty):
+        ctx = group_context(tmp_path, {"base": base, "reward": source}, GRPOConfig, ensemble_penalty=penalty)
+        model = reopen(base, world["policy"], name="default")
+        (reward,) = open_rewards(ctx, model, None)
+        return torch.tensor(reward.score(sampled, responses))
+
+    alone = torch.stack([paid(world["reward"], 0.0), paid(second, 0.0)])
+    torch.testing.assert_close(paid(both, 0.0), alone.mean(0), atol=1e-6, rtol=0)
+    expected = alone.mean(0) - 2.0 * (alone[0] - alone[1]).abs() / 2
+    torch.testing.assert_close(paid(both, 2.0), expected, atol=1e-6, rtol=0)

@@ -92,19 +92,24 @@ def _measured(store: Store, record: StageRecord, args: argparse.Namespace) -> di
     from stages.trainers.reward_measure import measure_reward_model
 
     return measure_reward_model(
-        _base(store, record, args.base),
-        store.checkpoint(record, _role(record)),
+        base_of(store, record, args.base),
+        model_of(store, record),
         RewardConfig.model_validate(record.settings),
         args.on,
         mapping=args.mapping,
     )
 
 
+def model_of(store: Store, record: StageRecord) -> Checkpoint:
+    """Return the reward model that a stage gave."""
+    return store.checkpoint(record, _role(record))
+
+
 def _role(record: StageRecord) -> str:
     return next(role for role, out in record.outputs.items() if out.kind == ArtifactKind.REWARD_MODEL)
 
 
-def _base(store: Store, record: StageRecord, given: Path | None) -> Checkpoint:
+def base_of(store: Store, record: StageRecord, given: Path | None) -> Checkpoint:
     """Return the base that the reward model belongs to.
 
     Raises:

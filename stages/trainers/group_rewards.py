@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import PeftModel
 
 from pipeline.contract import StageContext
@@ -13,7 +14,7 @@ from reward.model import ScoreHead
 from reward.scoring import score
 from stages.data import PromptRow
 from stages.group_config import GroupConfig
-from stages.runtime.adapters import load_adapter, load_head
+from stages.runtime.ensemble import load_members
 from stages.runtime.loading import backbone
 from stages.runtime.modes import evaluating
 from stages.runtime.score_function import ScoreFunction, load_score_function
@@ -60,9 +61,9 @@ def open_rewards(ctx: StageContext, model: PeftModel, chat: ChatText) -> list[Re
     config: GroupConfig = ctx.config
     rewards = []
     if "reward" in ctx.inputs:
-        load_adapter(model, ctx.inputs["reward"], name=REWARD, trainable=False)
-        head = ScoreHead.from_tensors(load_head(ctx.inputs["reward"])).requires_grad_(False)
-        rewards.append(Reward("model", config.reward_weight, _model_score(model, head.to(model.device))))
+        _, members = load_members(model, ctx.inputs["reward"], name=REWARD)
+        score_members = _model_score(model, members, penalty=config.ensemble_penalty)
+        rewards.append(Reward("model", config.reward_weight, score_members))
     for role, name, weight in (
         ("reward_function", "function", config.function_weight),
         ("watch", "watch", 0.0),
@@ -74,14 +75,19 @@ def open_rewards(ctx: StageContext, model: PeftModel, chat: ChatText) -> list[Re
 
 
 def _model_score(
-    model: PeftModel, head: ScoreHead
+    model: PeftModel, members: Sequence[tuple[str, ScoreHead]], *, penalty: float
 ) -> Callable[[Sequence[SampledPrompt], Sequence[Sequence[int]]], list[float]]:
+    """Return the scorer: mean of the members less `penalty` times their standard deviation."""
     switch = AdapterSwitch(model)
 
     def scored(prompts: Sequence[SampledPrompt], responses: Sequence[Sequence[int]]) -> list[float]:
-        with evaluating(model), switch.on(REWARD):
-            found = score(backbone(model), head, [prompt.ids for prompt in prompts], responses)
-        return [float(value) for value in found]
+        ids, by_member = [prompt.ids for prompt in prompts], []
+        for adapter, head in members:
+            with evaluating(model), switch.on(adapter):
+                by_member.append(score(backbone(model), head, ids, responses))
+        found = torch.stack(by_member)
+        paid: list[float] = (found.mean(0) - penalty * found.std(0, correction=0)).tolist()
+        return paid
 
     return scored
 
