@@ -160,3 +160,10 @@ class StageSpec:
     "What plan says of a stage that will run, such as a fall-back it will take; no weights, no torch."
     memory: Callable[[StageCheck], Workload] | None = None
     "What the stage holds on a card, for the memory plan; None when it computes on none."
+    absent_outputs: Callable[[Any], Sequence[str]] | None = None
+    "Roles of `outputs` that a stage with these settings does not give; None says that it gives all."
+
+    def outputs_with(self, config: Any) -> dict[str, ArtifactKind]:
+        """Return what a stage with these settings gives."""
+        absent = self.absent_outputs(config) if self.absent_outputs else ()
+        return {role: kind for role, kind in self.outputs.items() if role not in absent}

@@ -199,9 +199,16 @@ class _Wirer:
         return self._from_hub(text, slot, where)
 
     def _from_stage(self, stage: str, text: str, slot: InputSlot, *, where: str) -> Origin | None:
-        outputs = self.specs[stage].outputs
+        outputs = self.specs[stage].outputs_with(self.wired[stage].config)
         if text != stage:
             output = text.partition(".")[2]
+            if output not in outputs:
+                self._note(
+                    f"stage {stage!r} gives no {output!r} with its settings",
+                    where,
+                    code="absent-output",
+                )
+                return None
             if outputs[output] in slot.kinds:
                 return FromStage(outputs[output], stage, output)
             self._note(

@@ -119,7 +119,7 @@ def perform(
         logger.info("stage %s ended after %.1f s", request.name, time.monotonic() - started)
         if not isinstance(result, StageResult):
             raise TypeError(f"{spec.kind}.run() returned {type(result).__name__}, not StageResult")
-        sealed = seal(disk, work.output, declared=spec.outputs, given=result.outputs)
+        sealed = seal(disk, work.output, declared=spec.outputs_with(context.config), given=result.outputs)
         left_out = [f"left out of the result: {name}" for name in sealed.left_out]
         work.write_result(
             disk,

@@ -87,8 +87,12 @@ class PPOConfig(StrictModel):
     "Mean KL of a response, nats, to which kl_coef is steered; None keeps kl_coef fixed."
     kl_horizon: float = Field(10_000, gt=0)
     "Responses over which kl_coef can move by a fifth. Smaller steers harder."
+    advantage: Literal["gae", "rloo", "grpo"] = "gae"
+    "What a response is judged against: a learned value function, or the other responses to its prompt."
+    num_generations: int = Field(4, ge=2)
+    "Responses sampled for a prompt in rloo and grpo; gae samples one."
     gamma: float = Field(1.0, gt=0, le=1)
-    "Discount of a token."
+    "Discount of a token, in gae."
     lam: float = Field(0.95, ge=0, le=1)
     "GAE lambda: 1 trusts the rewards alone, 0 the value function alone."
     whiten_advantages: bool = True
@@ -105,6 +109,8 @@ class PPOConfig(StrictModel):
     "Factor of the value loss; its own learning rate and clipping make it matter little."
     target_kl: float | None = Field(0.05, gt=0)
     "An iteration's updates end once the policy is this far, nats a token, from the one that sampled."
+    value: Literal["adapter", "trunk"] = "adapter"
+    "Where the value function lives: on an adapter of its own, or on the policy's, for a cheaper update."
     value_init: Literal["auto", "reward", "policy"] = "auto"
     "Start of the value function: reward model and head, or policy and zero head. auto: reward if given."
     value_warmup_iterations: int = Field(0, ge=0)
@@ -129,6 +135,20 @@ class PPOConfig(StrictModel):
                 f"num_mini_batches is {self.num_mini_batches}, more than the "
                 f"{self.rollout_batch_size} responses of rollout_batch_size"
             )
+        if self.rollout_batch_size % self.group_size:
+            raise ValueError(
+                f"rollout_batch_size {self.rollout_batch_size} does not hold whole groups of "
+                f"{self.group_size} responses (num_generations)"
+            )
+        if self.num_mini_batches > self.rollout_batch_size // self.group_size:
+            raise ValueError(
+                f"num_mini_batches is {self.num_mini_batches}, more than the "
+                f"{self.rollout_batch_size // self.group_size} groups of rollout_batch_size"
+            )
+        if self.value == "trunk" and self.value_init == "reward":
+            raise ValueError(
+                "value: trunk starts with a head of zeros on the policy, not from the reward model"
+            )
         if self.max_new_tokens >= self.max_length:
             raise ValueError(
                 f"max_new_tokens {self.max_new_tokens} leaves no prompt room in max_length {self.max_length}"
@@ -141,6 +161,16 @@ class PPOConfig(StrictModel):
         if self.total_episodes is None:
             return self.total_iterations
         return math.ceil(self.total_episodes / self.rollout_batch_size)
+
+    @property
+    def group_size(self) -> int:
+        """Responses sampled for a prompt of an iteration."""
+        return 1 if self.advantage == "gae" else self.num_generations
+
+    @property
+    def value_on(self) -> Literal["adapter", "trunk"] | None:
+        """Where the value function lives; None when there is none."""
+        return self.value if self.advantage == "gae" else None
 
     @property
     def value_peak_learning_rate(self) -> float:
@@ -158,6 +188,11 @@ def run(ctx: StageContext) -> StageResult:
     from stages.trainers.ppo.loop import train_ppo
 
     return train_ppo(ctx)
+
+
+def absent_outputs(config: PPOConfig) -> Sequence[str]:
+    """Without a value function there is none to give."""
+    return () if config.value_on else ("value",)
 
 
 def check(stage: StageCheck) -> Sequence[Finding]:
@@ -238,6 +273,7 @@ SPEC = StageSpec(
         "prompts": InputSlot((ArtifactKind.PROMPTS,), help="prompts to answer"),
     },
     outputs={"adapter": ArtifactKind.ADAPTER, "value": ArtifactKind.VALUE_MODEL},
+    absent_outputs=absent_outputs,
     run=run,
     memory=memory,
     check=check,

@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.contract import ArtifactKind, Checkpoint
 from stages.ppo import PPOConfig
 from stages.runtime.adapters import named_adapter_parameters, new_adapter, save_adapter
 from stages.runtime.loading import load_base, load_tokenizer
-from tests.tiny import as_checkpoint, tiny_model
+from stages.trainers.ppo import update as ppo_update
+from stages.trainers.ppo.loop import gather
+from stages.trainers.ppo.roles import Roles
+from stages.trainers.ppo.setting import Setting, open_setting
+from tests.tiny import as_checkpoint, stage_context, tiny_model
 
 TUNING = TuningConfig(lora_r=4, lora_alpha=8, target_modules="all-linear")
 PROMPTS = ("Say a.", "What is it?", "Go on, please tell me more.", "Hi", "One two three.", "Why?")
@@ -88,3 +93,30 @@ def config(**changes: Any) -> PPOConfig:
         "target_kl": None,
     }
     return PPOConfig(**{**settings, **changes})
+
+
+def weights(roles: Roles) -> dict[str, Tensor]:
+    """Copy every weight that the roles hold."""
+    held = {name: parameter.detach().clone() for name, parameter in roles.model.named_parameters()}
+    head = () if roles.value_head is None else roles.value_head.named_parameters()
+    return held | {f"head.{name}": parameter.detach().clone() for name, parameter in head}
+
+
+def one_update(
+    inputs: Mapping[str, Checkpoint], root: Path, **changes: Any
+) -> tuple[Setting, dict[str, Tensor], dict[str, Tensor], ppo_update.UpdateSums]:
+    """Run one iteration up to its update; return the setting, the weights before and after, and the sums."""
+    ctx = stage_context(root, config(**changes), inputs)
+    setting = open_setting(ctx)
+    before = weights(setting.roles)
+    rollouts, readings = gather(setting, 0)
+    scores = rollouts.lengths.float().cos()
+    targets = ppo_update.make_targets(readings, scores, rollouts.mask, ctx.config, kl_coef=0.05)
+    optimizer = ppo_update.make_optimizer(setting.roles, ctx.config)
+    sums = ppo_update.update(setting.roles, optimizer, rollouts, readings, targets, ctx.config, iteration=0)
+    return setting, before, weights(setting.roles), sums
+
+
+def largest_difference(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """Return the largest difference of a weight."""
+    return max(float((first[name] - second[name]).abs().max()) for name in first)

@@ -26,6 +26,7 @@ from stages.trainers.order import seed_of
 from stages.trainers.ppo import update as ppo_update
 from stages.trainers.ppo.batches import Episode
 from stages.trainers.ppo.plan import minibatches
+from stages.trainers.ppo.roles import PolicyReading
 from stages.trainers.ppo.rollout import Rollouts, read_rollouts
 from stages.trainers.ppo.scores import score_rollouts
 
@@ -123,8 +124,9 @@ WORLD_B = World(prompts=1, tokens=5, longest=3, eos=4, beta=0.5, seed=5)
 class TableRoles:
     """The face of stages.trainers.ppo.roles.Roles over tables."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, config: PPOConfig) -> None:
         self.world = world
+        self.value_on = config.value_on
         self.logits = nn.Parameter(world.reference())
         self.ref_logits = world.reference()
         self.table = nn.Parameter(torch.zeros(len(world.states)))
@@ -142,7 +144,7 @@ class TableRoles:
         return {"logits": self.logits}
 
     def value_parameters(self) -> dict[str, nn.Parameter]:
-        return {"table": self.table}
+        return {} if self.value_on is None else {"table": self.table}
 
     def batch(self, episodes: Sequence[Episode]) -> Any:
         states = [
@@ -153,21 +155,25 @@ class TableRoles:
         targets = [token for episode in episodes for token in episode.response]
         return SimpleNamespace(states=torch.tensor(states), targets=torch.tensor(targets))
 
-    def logprobs(self, role: str, batch: Any, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        logits = self.ref_logits if role == "ref" else self.logits
-        logprobs = logits[batch.states].log_softmax(-1)
+    def read_policy(self, batch: Any, *, with_entropy: bool = False) -> PolicyReading:
+        logprobs = self.logits[batch.states].log_softmax(-1)
         chosen = logprobs.gather(1, batch.targets[:, None]).squeeze(1)
-        return chosen, (-(logprobs.exp() * logprobs).sum(1) if with_entropy else None)
+        entropies = -(logprobs.exp() * logprobs).sum(1) if with_entropy else None
+        return PolicyReading(chosen, entropies, self.values(batch) if self.value_on == "trunk" else None)
+
+    def logprobs(self, role: str, batch: Any) -> Tensor:
+        assert role == "ref"
+        return self.ref_logits[batch.states].log_softmax(-1).gather(1, batch.targets[:, None]).squeeze(1)
 
     def values(self, batch: Any) -> Tensor:
         return self.table[batch.states]
 
     @torch.no_grad()
-    def sample(self, rows: int, generator: torch.Generator) -> Rollouts:
-        """Sample responses, prompts in turn."""
+    def sample(self, rows: int, generator: torch.Generator, *, group_size: int) -> Rollouts:
+        """Sample responses, prompts in turn, each answered `group_size` times in a row."""
         world = self.world
         probabilities = self.logits.softmax(-1)
-        prompts = [row % world.prompts for row in range(rows)]
+        prompts = [row // group_size % world.prompts for row in range(rows)]
         responses: list[list[int]] = [[] for _ in range(rows)]
         live = list(range(rows))
         for _ in range(world.longest):
@@ -196,7 +202,7 @@ class Faults:
 
 def solve(world: World, config: PPOConfig, *, faults: Faults = Faults()) -> Tensor:
     """Train a table with the trainer's own steps and return the policy's logits."""
-    roles: Any = TableRoles(world)
+    roles: Any = TableRoles(world, config)
     optimizer = ppo_update.make_optimizer(roles, config)
     chat: Any = SimpleNamespace(decode=tuple)
 
@@ -205,7 +211,7 @@ def solve(world: World, config: PPOConfig, *, faults: Faults = Faults()) -> Tens
 
     for iteration in range(config.iterations):
         generator = torch.Generator().manual_seed(seed_of(config.seed, "sample", iteration))
-        rollouts = roles.sample(config.rollout_batch_size, generator)
+        rollouts = roles.sample(config.rollout_batch_size, generator, group_size=config.group_size)
         scored = faults.rollouts(rollouts)
         plan = minibatches(rollouts.total_lengths, config, iteration=iteration, epoch=0)
         readings = read_rollouts(roles, scored, [micro for part in plan for micro in part])

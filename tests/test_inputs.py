@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import hub
+from pipeline import hub, registry
 from pipeline.config.run import ModelConfig, RunConfig, StageEntry
 from pipeline.config.strict import StrictModel
 from pipeline.contract import ArtifactKind
@@ -92,6 +92,27 @@ def test_the_output_whose_kind_fits_is_chosen(tmp_path: Path) -> None:
 
     assert inputs["policy"] == FromStage(ArtifactKind.ADAPTER, "policy", "adapter")
     assert inputs["value"] == FromStage(ArtifactKind.VALUE_MODEL, "policy", "value")
+
+
+def test_an_output_that_the_settings_leave_out_cannot_be_taken(tmp_path: Path, monkeypatch) -> None:
+    spec = registry.find("tests.fakes.shapes.policy")
+    find = registry.find
+    lesser = replace(spec, absent_outputs=lambda config: ("value",))
+    monkeypatch.setattr(registry, "find", lambda kind: lesser if kind == spec.kind else find(kind))
+    run = FakeRun(
+        tmp_path,
+        {
+            "base": PRETRAIN,
+            "policy": {**POLICY, "inputs": {"base": "base"}},
+            "named": {**POLICY, "inputs": {"policy": "policy", "value": "policy.value"}},
+            "chosen": {**POLICY, "inputs": {"policy": "policy", "value": "policy"}},
+        },
+    )
+
+    messages = [finding.message for finding in run.wire().findings]
+
+    assert messages[0] == "stage 'policy' gives no 'value' with its settings"
+    assert "gives adapter (adapter), and this input takes value_model" in messages[1]
 
 
 def test_an_output_can_be_named(tmp_path: Path) -> None:

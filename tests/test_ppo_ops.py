@@ -9,12 +9,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.ops.advantages import gae, group_normalised, leave_one_out, rescaled, whitened
+from stages.ops.advantages import (
+    gae,
+    group_advantages,
+    group_normalised,
+    leave_one_out,
+    rescaled,
+    whitened,
+)
 from stages.ops.kl import adapted_kl_coef, k1, k3
 from stages.ops.masks import last_token_mask, length_mask
 from stages.ops.ppo_losses import policy_losses, ratios, value_losses
 from stages.ops.rewards import length_penalties, normalised, token_rewards, with_missing_eos_penalty
 from stages.ops.stats import RunningMoments, explained_variance, masked_mean, masked_var
+from stages.ppo import PPOConfig
+from stages.trainers.ppo.rollout import Readings
+from stages.trainers.ppo.update import make_targets
 
 NAN = float("nan")
 
@@ -210,6 +220,44 @@ def test_group_baselines_worked_by_hand():
     deviation = math.sqrt(14 / 3)
     expected = [-2 / deviation, -1 / deviation, 3 / deviation, 0.0, 0.0, 0.0]
     assert group_normalised(scores, group_size=3).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_advantage_of_a_group_is_what_its_whole_response_earned_beyond_the_others():
+    rewards = torch.tensor([[1.0, 2.0, 50.0], [5.0, 9.0, 9.0], [0.0, 0.0, 1.0], [2.0, 0.0, 0.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]]).bool()
+
+    # Earned: 3, 5 | 1, 2. Beyond the other of the pair: 3 - 5, 5 - 3 | 1 - 2, 2 - 1.
+    assert group_advantages(rewards, mask, group_size=2).tolist() == [
+        [-2.0, -2.0, 0.0],
+        [2.0, 0.0, 0.0],
+        [-1.0, -1.0, -1.0],
+        [1.0, 0.0, 0.0],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("advantage", "expected"),
+    [
+        # KL a token 0.5 at a price of 0.2; lengths 2, 1 and scores 4, 2: earned 4 - 0.2, 2 - 0.1.
+        pytest.param("rloo", [[1.9, 1.9], [-1.9, 0.0]], id="rloo"),
+        # Scores first 1 and -1 (mean 3, deviation 1): earned 1 - 0.2, -1 - 0.1.
+        pytest.param("grpo", [[1.9, 1.9], [-1.9, 0.0]], id="grpo"),
+    ],
+)
+def test_targets_of_groups_pay_the_kl_price_and_need_no_value_function(advantage, expected):
+    mask = torch.tensor([[True, True], [True, False]])
+    logprobs = torch.where(mask, 0.5, 0.0)
+    readings = Readings(logprobs, torch.zeros(2, 2), torch.zeros(2, 2), None, None)
+    settings = PPOConfig(advantage=advantage, num_generations=2, whiten_advantages=False)
+
+    targets = make_targets(readings, torch.tensor([4.0, 2.0]), mask, settings, kl_coef=0.2)
+    halved = make_targets(readings, torch.tensor([2.0, 1.0]), mask, settings, kl_coef=0.2)
+
+    assert targets.returns is None
+    assert targets.advantages.tolist() == [pytest.approx(row, abs=1e-6) for row in expected]
+    # Half the scores: 2 - 0.2 against 1 - 0.1; to grpo the scale of a prompt's scores means nothing.
+    expected_half = 0.9 if advantage == "rloo" else 1.9
+    assert float(halved.advantages[0, 0]) == pytest.approx(expected_half, abs=1e-6)
 
 
 def surrogate(ratio, advantage, **options):

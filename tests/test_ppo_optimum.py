@@ -34,6 +34,17 @@ def test_ppo_reaches_the_exact_optimum(world, seed):
     assert world.kl_from_optimum(logits) < 2 * GAP / world.beta
 
 
+@pytest.mark.parametrize("world", [pytest.param(WORLD_A, id="A"), pytest.param(WORLD_B, id="B")])
+@pytest.mark.parametrize("white", [False, True])
+def test_leave_one_out_reaches_the_exact_optimum_without_a_value_function(world, white):
+    changes = {**QUICK, "advantage": "rloo", "num_generations": 8, "whiten_advantages": white}
+
+    logits = solve(world, settings(world, seed=1, **changes))
+
+    assert world.gap(logits) < GAP
+    assert world.kl_from_optimum(logits) < 2 * GAP / world.beta
+
+
 def test_the_optimum_by_enumeration_beats_any_other_policy():
     log_optimum, best = WORLD_B.optimum()
     reference = WORLD_B.table(WORLD_B.reference())

@@ -22,7 +22,7 @@ from stages.trainers.ppo.loop import gather
 from stages.trainers.ppo.plan import learning_rate_factor, minibatches, prompts_of
 from stages.trainers.ppo.roles import POLICY, REFERENCE, REWARD, VALUE, load_roles
 from stages.trainers.ppo.setting import open_setting
-from tests.ppo_setup import TUNING, chain, config, without, written
+from tests.ppo_setup import TUNING, chain, config, largest_difference, one_update, without, written
 from tests.tiny import MODEL_TYPES, ManualStop, as_checkpoint, stage_context
 
 FLOAT32 = ModelConfig(dtype="float32")
@@ -33,30 +33,6 @@ CHECKPOINTING = TUNING.model_copy(update={"gradient_checkpointing": True})
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     return chain(tmp_path_factory.mktemp("chain"))
-
-
-def weights(roles):
-    return {name: parameter.detach().clone() for name, parameter in roles.model.named_parameters()} | {
-        f"head.{name}": parameter.detach().clone() for name, parameter in roles.value_head.named_parameters()
-    }
-
-
-def one_update(inputs, tmp_path, **changes):
-    """Run one iteration up to its update and return the setting and what moved."""
-    ctx = stage_context(tmp_path, config(**changes), inputs)
-    setting = open_setting(ctx)
-    before = weights(setting.roles)
-    rollouts, readings = gather(setting, 0)
-    scores = rollouts.lengths.float().cos()
-    targets = ppo_update.make_targets(readings, scores, rollouts.mask, ctx.config, kl_coef=0.05)
-    optimizer = ppo_update.make_optimizer(setting.roles, ctx.config)
-    sums = ppo_update.update(setting.roles, optimizer, rollouts, readings, targets, ctx.config, iteration=0)
-    after = weights(setting.roles)
-    return setting, before, after, sums
-
-
-def largest_difference(first, second):
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +103,7 @@ def test_each_loss_gives_gradients_to_its_own_role_only(inputs, tmp_path):
         return {next((r for r in (POLICY, REFERENCE, REWARD, VALUE) if f".{r}." in n), n) for n in graded}
 
     with roles.reading():
-        roles.logprobs(POLICY, batch)[0].sum().backward()
+        roles.read_policy(batch).logprobs.sum().backward()
         after_policy = owners()
         roles.values(batch).sum().backward()
         after_value = owners()
@@ -204,7 +180,7 @@ def test_recomputing_really_recomputes(inputs, tmp_path):
     calls.clear()
 
     with roles.reading(), roles.recomputing():
-        policy = roles.logprobs(POLICY, batch)[0].sum()
+        policy = roles.read_policy(batch).logprobs.sum()
         value = roles.values(batch).sum()
         (policy + value).backward()
 

@@ -71,6 +71,21 @@ def leave_one_out(scores: Tensor, *, group_size: int) -> Tensor:
     return (groups - others).flatten()
 
 
+def group_advantages(rewards: Tensor, mask: Tensor, *, group_size: int) -> Tensor:
+    """Return what each response earned beyond the other responses to its prompt, on each of its tokens.
+
+    A = sum_t r_t - mean over the others of sum_t r_t, zero outside the mask.
+
+    Args:
+        rewards: (batch, response), the KL price included, the responses to a prompt side by side.
+        mask: (batch, response), True where a token counts.
+        group_size: responses a prompt, at least 2.
+    """
+    earned = torch.where(mask, rewards, torch.zeros_like(rewards)).sum(1)
+    beyond = leave_one_out(earned, group_size=group_size)
+    return torch.where(mask, beyond[:, None], torch.zeros_like(rewards))
+
+
 def group_normalised(scores: Tensor, *, group_size: int) -> Tensor:
     """Return each score less its prompt's mean, over its prompt's population standard deviation.
 

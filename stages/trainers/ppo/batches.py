@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -49,11 +49,22 @@ Collate = Callable[[Sequence[Episode], torch.device], TokenBatch]
 
 
 def packed_batch(episodes: Sequence[Episode], device: torch.device) -> TokenBatch:
-    """Put the episodes into one row without padding; needs stages.runtime.segments around the model."""
-    row, segments = pack_row([(episode.prompt, [episode.response]) for episode in episodes])
-    starts = [0, *accumulate(episode.length for episode in episodes)]
+    """Put the episodes into one row without padding; needs stages.runtime.segments around the model.
+
+    Neighbours that answer the same prompt share it: it is computed once.
+    """
+    groups = [(list(prompt), list(same)) for prompt, same in groupby(episodes, key=_prompt)]
+    row, segments = pack_row([(prompt, [episode.response for episode in same]) for prompt, same in groups])
+    places: list[tuple[int, int]] = []
+    at = 0
+    for prompt, same in groups:
+        end_of_prompt = at + len(prompt)
+        starts = accumulate((len(episode.response) for episode in same), initial=end_of_prompt)
+        places.extend((end_of_prompt - 1, start) for start in starts)
+        # The last of these is where the next group starts.
+        _, at = places.pop()
     options = {"position_ids": segments.position_ids().to(device), "segments": segments}
-    return _batch(row, starts, episodes, device, options)
+    return _batch(row, places, episodes, device, options)
 
 
 def padded_batch(episodes: Sequence[Episode], device: torch.device) -> TokenBatch:
@@ -65,23 +76,37 @@ def padded_batch(episodes: Sequence[Episode], device: torch.device) -> TokenBatc
     ids = torch.zeros(len(episodes), width, dtype=torch.long)
     for row, episode in enumerate(episodes):
         ids[row, : episode.length] = torch.tensor([*episode.prompt, *episode.response])
-    return _batch(ids, [row * width for row in range(len(episodes))], episodes, device, {})
+    starts = [row * width + len(episode.prompt) for row, episode in enumerate(episodes)]
+    return _batch(ids, [(start - 1, start) for start in starts], episodes, device, {})
+
+
+def _prompt(episode: Episode) -> tuple[int, ...]:
+    return tuple(episode.prompt)
 
 
 def _batch(
     input_ids: Tensor,
-    starts: Sequence[int],
+    places: Sequence[tuple[int, int]],
     episodes: Sequence[Episode],
     device: torch.device,
     options: Mapping[str, Any],
 ) -> TokenBatch:
+    """Make the batch.
+
+    Args:
+        input_ids: laid out.
+        places: flat positions of each prompt's last and each response's first token.
+        episodes: in the order of the places.
+        device: of the batch.
+        options: further arguments of the model's forward.
+    """
     before: list[int] = []
     last: list[int] = []
     targets: list[int] = []
-    for start, episode in zip(starts, episodes, strict=False):
-        first = start + len(episode.prompt) - 1
-        before.extend(range(first, first + len(episode.response)))
-        last.append(start + episode.length - 1)
+    for (prompt_end, start), episode in zip(places, episodes, strict=True):
+        end = start + len(episode.response) - 1
+        before.extend((prompt_end, *range(start, end)))
+        last.append(end)
         targets.extend(episode.response)
     return TokenBatch(
         input_ids.to(device),

@@ -90,6 +90,7 @@ def gather(setting: Setting, iteration: int) -> tuple[Rollouts, Readings]:
         num_prompts=len(setting.prompts),
         batch_size=config.rollout_batch_size,
         seed=config.seed,
+        group_size=config.group_size,
     )
     rollouts = sample_rollouts(
         setting.roles,
@@ -181,15 +182,16 @@ def _result(
         "adapter": save_adapter(
             roles.model, ctx.output_dir / "adapter", name=POLICY, base=base, tokenizer=setting.tokenizer
         ),
-        "value": save_adapter(
+    }
+    if roles.value_head is not None:
+        outputs["value"] = save_adapter(
             roles.model,
             ctx.output_dir / "value",
-            name=VALUE,
+            name=VALUE if roles.value_on == "adapter" else POLICY,
             base=base,
             tokenizer=setting.tokenizer,
             head=roles.value_head.tensors(),
-        ),
-    }
+        )
     metrics = {
         **state.final_metrics(),
         **handover,

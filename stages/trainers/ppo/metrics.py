@@ -39,11 +39,12 @@ def rollout_metrics(
         "ppo/eos_rate": rollouts.finished.float().mean(),
         "ppo/score_length_correlation": correlation(scores.mixed, rollouts.lengths.float()),
         "ppo/distinct_ratio": _distinct_ratio(rollouts),
-        "ppo/explained_variance": explained_variance(readings.values, targets.returns, mask),
-        "ppo/value_mean": masked_mean(readings.values, mask),
         "ppo/logprob_mismatch": masked_mean(mismatch, mask),
         "ppo/logprob_mismatch_max": mismatch.max(),
     }
+    if readings.values is not None and targets.returns is not None:
+        metrics["ppo/explained_variance"] = explained_variance(readings.values, targets.returns, mask)
+        metrics["ppo/value_mean"] = masked_mean(readings.values, mask)
     if readings.model_scores is not None:
         metrics["ppo/model_score"] = readings.model_scores.mean()
     if scores.function is not None:

@@ -70,6 +70,8 @@ def _eos(first: Line, recent: Sequence[Line]) -> str | None:
 
 
 def _value(first: Line, recent: Sequence[Line]) -> str | None:
+    if "ppo/explained_variance" not in first:
+        return None
     explained = [line["ppo/explained_variance"] for line in recent[-HISTORY:]]
     if len(explained) < HISTORY or max(explained) >= 0:
         return None

@@ -16,13 +16,19 @@ def sampling_generator(seed: int, iteration: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(seed, "sample", iteration))
 
 
-def prompts_of(iteration: int, *, num_prompts: int, batch_size: int, seed: int) -> list[int]:
-    """Return which prompts an iteration answers: every pass over them is a new permutation."""
+def prompts_of(
+    iteration: int, *, num_prompts: int, batch_size: int, seed: int, group_size: int = 1
+) -> list[int]:
+    """Return which prompts an iteration answers: every pass over them is a new permutation.
+
+    With a group size each prompt stands that many times in a row.
+    """
+    batch_size //= group_size
     rows: list[int] = []
     while len(rows) < batch_size:
         epoch, start = divmod(iteration * batch_size + len(rows), num_prompts)
         rows.extend(order(seed, epoch, num_prompts)[start : start + batch_size - len(rows)])
-    return rows
+    return [row for row in rows for _ in range(group_size)]
 
 
 def minibatches(
@@ -31,7 +37,7 @@ def minibatches(
     """Return the rows of each micro-batch of each minibatch of one pass over the rollouts.
 
     Which rows share a minibatch does not depend on the micro-batch size. Inside a minibatch
-    rows of like length go together.
+    rows of like length go together; the responses to one prompt always do.
 
     Args:
         lengths: tokens of each rollout, prompt included.
@@ -39,11 +45,14 @@ def minibatches(
         iteration: of the stage.
         epoch: pass over the rollouts of this iteration.
     """
-    shuffled = torch.tensor(order(seed_of(config.seed, "minibatches", iteration), epoch, len(lengths)))
-    size = config.per_device_train_batch_size
+    group, size = config.group_size, config.per_device_train_batch_size
+    together = [sum(lengths[start : start + group]) for start in range(0, len(lengths), group)]
+    seed = seed_of(config.seed, "minibatches", iteration)
+    shuffled = torch.tensor(order(seed, epoch, len(together)))
     parts = []
     for part in shuffled.tensor_split(config.num_mini_batches):
-        rows = sorted(part.tolist(), key=lambda row: (lengths[row], row))
+        groups = sorted(part.tolist(), key=lambda number: (together[number], number))
+        rows = [row for number in groups for row in range(number * group, (number + 1) * group)]
         parts.append([rows[start : start + size] for start in range(0, len(rows), size)])
     return parts
 

@@ -24,7 +24,8 @@ def prove_start(parent: Checkpoint, reward: Checkpoint | None, roles: Roles) -> 
     if reward is not None and roles.reward_head is not None:
         prove_head(roles.reward_head.tensors(), reward)
     trained = {id(p) for p in (*roles.policy_parameters().values(), *roles.value_parameters().values())}
-    learning = {id(p) for p in (*roles.model.parameters(), *roles.value_head.parameters()) if p.requires_grad}
+    head = [] if roles.value_head is None else roles.value_head.parameters()
+    learning = {id(p) for p in (*roles.model.parameters(), *head) if p.requires_grad}
     if trained != learning:
         raise HandOverError(
             f"{len(learning - trained)} weights outside policy and value would learn, "

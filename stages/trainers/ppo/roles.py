@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -25,6 +26,18 @@ POLICY, REFERENCE, REWARD, VALUE = "policy", "ref", "reward", "value"
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyReading:
+    """What the policy says of every action of a batch, each (actions,)."""
+
+    logprobs: Tensor
+    "At the sampling temperature."
+    entropies: Tensor | None
+    "None unless asked for."
+    values: Tensor | None
+    "Of the state before, in fp32; None unless the value head sits on the policy."
+
+
+@dataclass(frozen=True, slots=True)
 class Roles:
     """The base, its adapters and heads, and the one way in which each role is asked."""
 
@@ -32,7 +45,9 @@ class Roles:
     switch: AdapterSwitch
     output_head: OutputHead
     reward_head: ScoreHead | None
-    value_head: ScoreHead
+    value_head: ScoreHead | None
+    value_on: Literal["adapter", "trunk"] | None
+    "Whose hidden states the value head reads: an adapter of its own, the policy's, or there is none."
     temperature: float
     unpacked_because: str | None
     "Why rows are padded; None when they are packed."
@@ -69,17 +84,26 @@ class Roles:
         """Collate episodes on the model's device."""
         return self.collate(episodes, self.device)
 
-    def logprobs(
-        self, role: str, batch: TokenBatch, *, with_entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the log-prob, at the sampling temperature, and entropy of every action, (actions,)."""
-        hidden = self._hidden(role, batch)[batch.before]
-        return self.output_head.logprobs(
+    def read_policy(self, batch: TokenBatch, *, with_entropy: bool = False) -> PolicyReading:
+        """Return what the policy says of every action, from one forward pass."""
+        hidden = self._hidden(POLICY, batch)[batch.before]
+        logprobs, entropies = self.output_head.logprobs(
             hidden, batch.targets, temperature=self.temperature, with_entropy=with_entropy
         )
+        values = None
+        if self.value_head is not None and self.value_on == "trunk":
+            values = self.value_head(hidden)
+        return PolicyReading(logprobs, entropies, values)
+
+    def logprobs(self, role: str, batch: TokenBatch) -> Tensor:
+        """Return the log-prob of every action at the sampling temperature, (actions,)."""
+        hidden = self._hidden(role, batch)[batch.before]
+        return self.output_head.logprobs(hidden, batch.targets, temperature=self.temperature)[0]
 
     def values(self, batch: TokenBatch) -> Tensor:
-        """Return the value of the state before every action, (actions,), in fp32."""
+        """Return the value adapter's value of the state before every action, (actions,), in fp32."""
+        if self.value_head is None:
+            raise ValueError("no value function was loaded")
         return self.value_head(self._hidden(VALUE, batch)[batch.before])
 
     def scores(self, batch: TokenBatch) -> Tensor:
@@ -93,9 +117,12 @@ class Roles:
         return dict(named_adapter_parameters(self.model, POLICY))
 
     def value_parameters(self) -> dict[str, nn.Parameter]:
-        """Return what the value loss trains, by name: its adapter and its head."""
+        """Return what the value loss alone trains, by name: its adapter, if it has one, and its head."""
+        if self.value_head is None:
+            return {}
         head = {f"head.{name}": parameter for name, parameter in self.value_head.named_parameters()}
-        return {**dict(named_adapter_parameters(self.model, VALUE)), **head}
+        own = named_adapter_parameters(self.model, VALUE) if self.value_on == "adapter" else ()
+        return {**dict(own), **head}
 
     def _hidden(self, role: str, batch: TokenBatch) -> Tensor:
         """Return the last hidden states under a role's adapter, (positions, hidden), flattened."""
@@ -108,7 +135,8 @@ def load_roles(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> Roles:
     """Open the base once and put the adapters of all roles on it.
 
     The policy and the reference are two copies of one SFT adapter; the value function is a
-    copy of the reward model, or of the policy with a head of zeros.
+    copy of the reward model, or of the policy with a head of zeros, or a head of zeros on the
+    policy itself, or there is none.
 
     Raises:
         ModelError: the base or an adapter cannot be read.
@@ -120,25 +148,40 @@ def load_roles(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> Roles:
     load_adapter(model, inputs["policy"], name=REFERENCE, trainable=False, tuning=config.tuning)
     output_head = OutputHead.of(model, backbone=backbone(model))
     hidden_size, device = output_head.weight.shape[1], output_head.weight.device
-    start = value_start(inputs, config)
     stored = load_head(inputs["reward"]) if "reward" in inputs else {}
     reward_head = None
     if "reward" in inputs:
         load_adapter(model, inputs["reward"], name=REWARD, trainable=False)
         reward_head = ScoreHead.from_tensors(stored).to(device).requires_grad_(False)
-    load_adapter(model, inputs[start], name=VALUE, trainable=True, tuning=config.tuning)
-    value_head = ScoreHead.from_tensors(stored) if start == "reward" else ScoreHead(hidden_size)
+    value_head = None
+    if config.value_on is not None:
+        start = value_start(inputs, config)
+        if config.value_on == "adapter":
+            load_adapter(model, inputs[start], name=VALUE, trainable=True, tuning=config.tuning)
+        value_head = ScoreHead.from_tensors(stored) if start == "reward" else ScoreHead(hidden_size)
+        value_head.to(device)
     switch = AdapterSwitch(model)
     switch.self_test()
     if config.tuning.gradient_checkpointing:
         enable_checkpointing(model, switch)
     switch.use(POLICY)
     because = supports_segments(model, backbone=backbone(model))
-    return Roles(model, switch, output_head, reward_head, value_head.to(device), config.temperature, because)
+    return Roles(
+        model,
+        switch,
+        output_head,
+        reward_head,
+        value_head,
+        value_on=config.value_on,
+        temperature=config.temperature,
+        unpacked_because=because,
+    )
 
 
 def value_start(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> str:
     """Return the input that the value function starts from: `reward` or `policy`."""
+    if config.value_on == "trunk":
+        return "policy"
     if config.value_init == "auto":
         return "reward" if "reward" in inputs else "policy"
     return config.value_init

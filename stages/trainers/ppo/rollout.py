@@ -59,9 +59,9 @@ class Readings:
     logprobs: Tensor
     "Of the policy, from the code path and the micro-batches that training uses."
     ref_logprobs: Tensor
-    values: Tensor
-    "Of the state before each token."
     entropies: Tensor
+    values: Tensor | None
+    "Of the state before each token; None without a value function."
     model_scores: Tensor | None
     "(batch,); None without a reward model."
 
@@ -113,17 +113,20 @@ def read_rollouts(roles: Roles, rollouts: Rollouts, micro_batches: Sequence[Sequ
     with roles.reading():
         for rows in micro_batches:
             batch = roles.batch(rollouts.take(rows))
-            new, entropy = roles.logprobs(POLICY, batch, with_entropy=True)
-            if entropy is None:
+            policy = roles.read_policy(batch, with_entropy=True)
+            if policy.entropies is None:
                 raise ValueError("the policy was read without entropies")
-            _place(logprobs, new, rows, rollouts.mask)
-            _place(entropies, entropy, rows, rollouts.mask)
-            _place(ref_logprobs, roles.logprobs(REFERENCE, batch)[0], rows, rollouts.mask)
-            _place(values, roles.values(batch), rows, rollouts.mask)
+            _place(logprobs, policy.logprobs, rows, rollouts.mask)
+            _place(entropies, policy.entropies, rows, rollouts.mask)
+            _place(ref_logprobs, roles.logprobs(REFERENCE, batch), rows, rollouts.mask)
+            if roles.value_on is not None:
+                states = roles.values(batch) if policy.values is None else policy.values
+                _place(values, states, rows, rollouts.mask)
             if roles.reward_head is not None:
                 scores[list(rows)] = roles.scores(batch)
     model_scores = scores if roles.reward_head is not None else None
-    return Readings(logprobs, ref_logprobs, values, entropies, model_scores)
+    known = None if roles.value_on is None else values
+    return Readings(logprobs, ref_logprobs, entropies, known, model_scores)
 
 
 def _place(grid: Tensor, values: Tensor, rows: Sequence[int], mask: Tensor) -> None:

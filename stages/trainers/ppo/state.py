@@ -117,7 +117,7 @@ class PPOCheckpoints:
         if found is None:
             return fresh
         restore_parameters(self._policy, found.tensors["policy"])
-        restore_parameters(self._value, found.tensors["value"])
+        restore_parameters(self._value, found.tensors.get("value", {}))
         restore_optimizer(self._optimizer, self._trained, found.tensors["optimizer"])
         self._best.weights = dict(found.tensors.get("best", {}))
         return PPOState(**{**found.state, "moments": RunningMoments(**found.state["moments"])})

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import StageFailed
-from stages.ops.advantages import gae, rescaled, whitened
+from stages.ops.advantages import gae, group_advantages, group_normalised, rescaled, whitened
 from stages.ops.kl import k3
 from stages.ops.ppo_losses import policy_losses, ratios, value_losses
 from stages.ops.rewards import token_rewards
 from stages.ops.stats import masked_sum
 from stages.ppo import PPOConfig
-from stages.trainers.ppo.batches import TokenBatch
 from stages.trainers.ppo.plan import learning_rate_factor, minibatches
 from stages.trainers.ppo.proof import prove_ratio
-from stages.trainers.ppo.roles import POLICY, Roles
+from stages.trainers.ppo.roles import Roles
 from stages.trainers.ppo.rollout import Readings, Rollouts
 
 
@@ -29,7 +28,8 @@ class Targets:
 
     rewards: Tensor
     advantages: Tensor
-    returns: Tensor
+    returns: Tensor | None
+    "What values aim at; None without a value function."
 
 
 @dataclass(slots=True)
@@ -57,6 +57,10 @@ def make_targets(
 ) -> Targets:
     """Turn scores into rewards a token, and these into advantages and returns.
 
+    Without a value function a response is judged by the whole of its rewards against the other
+    responses to its prompt. For grpo the scores of a prompt are first brought to deviation 1; the
+    KL price stays in the rewards, where every estimator here has it, and not in the loss.
+
     Args:
         readings: of the roles before the update.
         scores: what is paid at the last real token, (batch,).
@@ -64,10 +68,16 @@ def make_targets(
         config: gamma, lam and whitening.
         kl_coef: price of a nat now.
     """
+    if config.advantage == "grpo":
+        scores = group_normalised(scores, group_size=config.group_size)
     rewards = token_rewards(scores, readings.logprobs, readings.ref_logprobs, mask=mask, kl_coef=kl_coef)
     if config.whiten_rewards:
         rewards = rescaled(rewards, mask)
-    advantages, returns = gae(rewards, readings.values, mask, gamma=config.gamma, lam=config.lam)
+    returns = None
+    if readings.values is None:
+        advantages = group_advantages(rewards, mask, group_size=config.group_size)
+    else:
+        advantages, returns = gae(rewards, readings.values, mask, gamma=config.gamma, lam=config.lam)
     if config.whiten_advantages:
         advantages = whitened(advantages, mask)
     return Targets(rewards, advantages, returns)
@@ -82,6 +92,7 @@ def make_optimizer(roles: Roles, config: PPOConfig) -> torch.optim.AdamW:
         {"params": list(roles.policy_parameters().values()), "lr": config.learning_rate},
         {"params": list(roles.value_parameters().values()), "lr": config.value_peak_learning_rate},
     ]
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=0.0)
 
 
@@ -103,8 +114,9 @@ def update(
     """
     factor = learning_rate_factor(iteration, config)
     policy_rate = config.learning_rate if iteration >= config.value_warmup_iterations else 0.0
-    optimizer.param_groups[0]["lr"] = factor * policy_rate
-    optimizer.param_groups[1]["lr"] = factor * config.value_peak_learning_rate
+    rates = (policy_rate, config.value_peak_learning_rate)
+    for group, rate in zip(optimizer.param_groups, rates, strict=False):
+        group["lr"] = factor * rate
     step = _Minibatch(roles, optimizer, rollouts, readings, targets, config, UpdateSums())
     with roles.reading(), roles.recomputing():
         for epoch in range(config.num_ppo_epochs):
@@ -140,9 +152,16 @@ class _Minibatch:
         self.optimizer.zero_grad(set_to_none=True)
         for micro in micro_batches:
             batch = self.roles.batch(self.rollouts.take(micro))
-            # Policy forward and backward, then value: never both graphs at once.
-            self._policy(batch, micro, num_tokens)
-            self._value(batch, micro, num_tokens)
+            reading = self.roles.read_policy(batch)
+            loss = self._policy_loss(reading.logprobs, micro, num_tokens)
+            if reading.values is not None:
+                loss = loss + self.config.vf_coef * self._value_loss(reading.values, micro, num_tokens)
+            loss.backward()
+            if self.roles.value_on == "adapter":
+                # Only now the forward pass of the value function: never both graphs at once.
+                del reading, loss
+                value_loss = self._value_loss(self.roles.values(batch), micro, num_tokens)
+                (self.config.vf_coef * value_loss).backward()
         self.sums.minibatches += 1
         moved = self.sums.totals["policy/approxkl_avg"] - before
         if self.config.target_kl is not None and moved > self.config.target_kl:
@@ -151,7 +170,7 @@ class _Minibatch:
 
     def apply(self) -> None:
         """Clip the two gradients apart and take the step."""
-        for group, name in zip(self.optimizer.param_groups, ("policy", "value"), strict=True):
+        for group, name in zip(self.optimizer.param_groups, ("policy", "value"), strict=False):
             norm = float(nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm))
             _require_finite(norm, f"{name} gradient's norm", self.config)
             self.sums.add(f"ppo/{name}_grad_norm", norm)
@@ -159,8 +178,7 @@ class _Minibatch:
         self.optimizer.zero_grad(set_to_none=True)
         self.sums.steps += 1
 
-    def _policy(self, batch: TokenBatch, rows: Sequence[int], num_tokens: int) -> None:
-        logprobs, _ = self.roles.logprobs(POLICY, batch)
+    def _policy_loss(self, logprobs: Tensor, rows: Sequence[int], num_tokens: int) -> Tensor:
         old = self._flat(self.readings.logprobs, rows)
         terms = policy_losses(
             logprobs,
@@ -172,7 +190,6 @@ class _Minibatch:
         )
         every = torch.ones_like(old, dtype=torch.bool)
         loss = terms.mean_over(every, num_tokens=num_tokens)
-        loss.backward()
         new = logprobs.detach()
         ratio = ratios(new, old)
         if not self.sums.minibatches:
@@ -182,19 +199,22 @@ class _Minibatch:
         self._add("policy/approxkl_avg", masked_sum(k3(old, new), every) / num_tokens, "policy KL")
         self._add("policy/clipfrac_avg", terms.clipped.sum() / num_tokens, "clip fraction")
         self._add("val/ratio", ratio.sum() / num_tokens, "ratio")
+        return loss
 
-    def _value(self, batch: TokenBatch, rows: Sequence[int], num_tokens: int) -> None:
+    def _value_loss(self, values: Tensor, rows: Sequence[int], num_tokens: int) -> Tensor:
+        if self.readings.values is None or self.targets.returns is None:
+            raise ValueError("there is a value function, but it was not read")
         terms = value_losses(
-            self.roles.values(batch),
+            values,
             self._flat(self.readings.values, rows),
             self._flat(self.targets.returns, rows),
             cliprange_value=self.config.cliprange_value,
         )
         every = torch.ones_like(terms.clipped)
         loss = terms.mean_over(every, num_tokens=num_tokens)
-        (self.config.vf_coef * loss).backward()
         self._add("loss/value_avg", loss, "value loss")
         self._add("val/clipfrac_avg", terms.clipped.sum() / num_tokens, "clip fraction")
+        return loss
 
     def _flat(self, grid: Tensor, rows: Sequence[int]) -> Tensor:
         """Return one number an action of the named rows, in the order of a batch."""
