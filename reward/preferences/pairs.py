@@ -12,7 +12,15 @@ from typing import Any
 from reward.preferences.detect import Verdict
 from reward.preferences.mapping import Mapping, load_mapping
 from reward.preferences.notes import RowFinding
-from reward.preferences.records import PreferenceRecord, Prompt, Vote, digest, prompt_group, prompt_text
+from reward.preferences.records import (
+    PreferenceRecord,
+    Prompt,
+    Response,
+    Vote,
+    digest,
+    prompt_group,
+    prompt_text,
+)
 from reward.preferences.source import open_source
 
 
@@ -236,30 +244,64 @@ def pairs_of(record: PreferenceRecord, *, group: str | None = None) -> Iterator[
         record: the comparison.
         group: name of its prompt when the caller knows it already.
     """
+    judged = judged_pairs(record)
+    if group is None:
+        group = prompt_group(record.prompt) if judged else ""
+    for first, second, tally in judged:
+        stated = record.share if len(record.responses) == 2 else None
+        share = tally.share if stated is None else stated
+        tie = tally.ties > max(tally.wins, tally.losses)
+        yield oriented_pair(
+            record, (first, second), Label(share, tie, tally.total), num_pairs=len(judged), group=group
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What is known of two responses: P(the first is better), whether they tie, from how many votes."""
+
+    share: float
+    tie: bool
+    votes: int
+
+
+JudgedPair = tuple[Response, Response, Tally]
+
+
+def judged_pairs(record: PreferenceRecord) -> list[JudgedPair]:
+    """Return every two responses of a comparison that got a vote, with the votes."""
     counted = [vote for vote in record.votes if vote.kind.counts]
-    judged = [
+    return [
         (first, second, tally)
         for first, second in itertools.combinations(record.responses, 2)
         if (tally := tally_of(counted, first.id, second.id)).total
     ]
-    if group is None:
-        group = prompt_group(record.prompt) if judged else ""
-    for first, second, tally in judged:
-        swapped = tally.share < 0.5
-        better, worse = (second, first) if swapped else (first, second)
-        margin = record.margin
-        yield Pair(
-            record.prompt,
-            better.text,
-            worse.text,
-            label=1 - tally.share if swapped else tally.share,
-            margin=-margin if margin is not None and swapped else margin,
-            line=record.line,
-            group=group,
-            votes=tally.total,
-            weight=1 / len(judged),
-            tie=tally.ties > max(tally.wins, tally.losses),
-        )
+
+
+def oriented_pair(
+    record: PreferenceRecord,
+    sides: tuple[Response, Response],
+    label: Label,
+    *,
+    num_pairs: int,
+    group: str,
+) -> Pair:
+    """Return a pair whose better side stands first; num_pairs is that of the comparison."""
+    swapped = label.share < 0.5
+    better, worse = sides[::-1] if swapped else sides
+    margin = record.margin
+    return Pair(
+        record.prompt,
+        better.text,
+        worse.text,
+        label=1 - label.share if swapped else label.share,
+        margin=-margin if margin is not None and swapped else margin,
+        line=record.line,
+        group=group,
+        votes=label.votes,
+        weight=1 / num_pairs if record.weight is None else record.weight,
+        tie=label.tie,
+    )
 
 
 def tally_of(votes: Iterable[Vote], first: str, second: str) -> Tally:

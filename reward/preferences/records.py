@@ -90,6 +90,10 @@ class PreferenceRecord:
     "1-based line (or sheet row) of the source; 0 when it was not read from a file."
     margin: float | None = None
     "Difference in reward that the source asks for between the first and the second response."
+    share: float | None = None
+    "P(the first of two responses is better) as the source states it; None takes it from the votes."
+    weight: float | None = None
+    "Weight in training as the source states it; None is 1 / number of the comparison's pairs."
     gold: tuple[str, ...] | None = None
     "Response ids in the order that a probe item must have; None for ordinary items."
     meta: Mapping[str, Any] = field(default_factory=dict)

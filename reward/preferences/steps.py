@@ -172,7 +172,9 @@ class SwapOrder(StrictModel):
         for record in records:
             turned = _draw(seed, "swap", comparison_key(record)) < self.share
             margin = -record.margin if turned and record.margin is not None else record.margin
-            yield replace(record, responses=record.responses[::-1], margin=margin) if turned else record
+            share = 1 - record.share if turned and record.share is not None else record.share
+            other = replace(record, responses=record.responses[::-1], margin=margin, share=share)
+            yield other if turned else record
 
 
 class Paraphrase(StrictModel):

@@ -276,6 +276,8 @@ def record_to_json(record: PreferenceRecord, *, source: str = "") -> dict[str, A
             "votes": [_vote(vote) for vote in record.votes],
             "ratings": [_rating(rating) for rating in record.ratings],
             "margin": record.margin,
+            "share": record.share,
+            "weight": record.weight,
             "gold": list(record.gold) if record.gold else None,
             "meta": meta,
         },

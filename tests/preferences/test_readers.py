@@ -79,6 +79,17 @@ SUMMARY = {
 PAIRED: dict[str, list[dict[str, Any]]] = {
     "comparison": [{"prompt": ASK, "responses": [DOWN, UP], "votes": [{"tiers": [["r1"], ["r0"]]}]}],
     "trl": [{"prompt": ASK, "chosen": UP, "rejected": DOWN}],
+    "pairs": [
+        {
+            "prompt": ASK,
+            "chosen": UP,
+            "rejected": DOWN,
+            "label": 0.75,
+            "weight": 1.0,
+            "group": "g",
+            "tie": False,
+        }
+    ],
     "trl-implicit": [{"chosen": [USER, bot(UP)], "rejected": [USER, bot(DOWN)]}],
     "hh-rlhf": [{"chosen": f"{MARKED} {UP}", "rejected": f"{MARKED} {DOWN}"}],
     "ultrafeedback": [

@@ -8,7 +8,15 @@ from reward.preferences.dialogue import note_prompt_order, read_prompt
 from reward.preferences.notes import RowNotes, RowRejected
 from reward.preferences.readers import fields
 from reward.preferences.readers.format import Format, Options, Row, has
-from reward.preferences.records import PreferenceRecord, Rating, Response, Vote, VoteKind
+from reward.preferences.records import (
+    PreferenceRecord,
+    Rating,
+    Response,
+    Vote,
+    VoteKind,
+    strict_vote,
+    tie_vote,
+)
 
 
 def read(row: Row, notes: RowNotes, _: Options) -> list[PreferenceRecord]:
@@ -44,10 +52,28 @@ def read(row: Row, notes: RowNotes, _: Options) -> list[PreferenceRecord]:
             ratings,
             id=str(row.get("id", "")),
             margin=fields.optional_number(row, "margin"),
+            share=_share(row, "share"),
+            weight=fields.optional_number(row, "weight"),
             gold=gold,
             meta=fields.record(meta, "meta"),
         )
     ]
+
+
+def read_pair(row: Row, notes: RowNotes, _: Options) -> list[PreferenceRecord]:
+    """Read a pair that was derived from votes: its soft label and weight count, not one vote."""
+    prompt = note_prompt_order(read_prompt(row["prompt"], "prompt"), "prompt", notes)
+    responses = tuple(Response(name, fields.text(row, name)) for name in ("chosen", "rejected"))
+    share = _share(row, "label")
+    even = share == 0.5 or fields.truth(row, "tie")
+    vote = tie_vote(("chosen", "rejected")) if even else strict_vote("chosen", "rejected")
+    margin, weight = (fields.optional_number(row, name) for name in ("margin", "weight"))
+    return [PreferenceRecord(prompt, responses, (vote,), margin=margin, share=share, weight=weight)]
+
+
+def _share(row: Row, name: str) -> float | None:
+    share = fields.optional_number(row, name)
+    return None if share is None else fields.number(row, name, low=0.0, high=1.0)
 
 
 def read_samples(row: Row, notes: RowNotes, _: Options) -> list[PreferenceRecord]:
@@ -153,6 +179,14 @@ FORMATS = (
         ),
         read,
         "each vote's first tier is better than its later tiers",
+        specificity=3,
+    ),
+    Format(
+        "pairs",
+        "pairs with soft labels, as triptych data pairs writes them",
+        lambda row: has(row, "prompt", "chosen", "rejected", "label", "weight", "group", "tie"),
+        read_pair,
+        "label is the chance that chosen is better than rejected",
         specificity=3,
     ),
     Format(
