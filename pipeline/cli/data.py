@@ -20,6 +20,7 @@ ACTIONS = {
     ),
     "import": ("pipeline.cli.data_import", "read judgements back into comparison records"),
     "select": ("pipeline.cli.data_select", "choose what to have judged next"),
+    "noise": ("pipeline.cli.data_noise", "find pairs whose label is doubted, to be judged again"),
     "formats": ("pipeline.cli.data_formats", "list the formats that can be read"),
 }
 "Action -> module and one line of help. A module has add_arguments(parser) and main(args) -> int."

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from reward.preferences.checks.settings import CheckSettings
     from reward.preferences.checks.tokens import TokenIds
+    from reward.preferences.writers import Change
 
 SOUND, WARNINGS, FAILED, UNREADABLE = 0, 1, 2, 3
 MARKS = {"fail": "FAIL", "warn": "warn", "info": "info"}
@@ -41,12 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="folder or Hub id of the tokenizer for --max-length")
     parser.add_argument("--show-annotators", action="store_true", help="write names instead of hashes")
     parser.add_argument("--salt", default="", help="mixed into the hashes of names; one per project")
+    parser.add_argument(
+        "--redact",
+        action="store_true",
+        help="hide names and mask personal data in everything but the rejects, to hand it on",
+    )
     parser.add_argument("--strict", action="store_true", help="exit 1 when there are warnings")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
 
 
 def main(args: argparse.Namespace) -> int:
     """Check every file; the exit code is that of the worst one."""
+    if args.redact and args.show_annotators:
+        raise UserError("--redact hides the names that --show-annotators shows", code="bad-value")
     settings = load_settings(args.settings, args.max_length)
     token_ids = _token_ids(args.tokenizer, args.max_length)
     reports: list[dict[str, Any]] = []
@@ -95,7 +103,7 @@ def check_one(
     folder.mkdir(parents=True, exist_ok=True)
     sinks: list[RowSink] = [
         RejectsWriter(folder, path, delimiter=mapping.delimiter),
-        AcceptedWriter(folder, path),
+        AcceptedWriter(folder, path, change=_change(args)),
     ]
     try:
         found = inspect_file(
@@ -109,9 +117,22 @@ def check_one(
         sink.close()
     before = compare(args.previous, found.rejects, found.mended_rows) if args.previous else None
     report = to_json(found, resubmission=before, show_annotators=args.show_annotators, salt=args.salt)
+    if args.redact:
+        from reward.preferences.redaction import redact_values
+
+        report = redact_values(report)
     text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8", errors="replace")
     return report
+
+
+def _change(args: argparse.Namespace) -> Change | None:
+    """Return what is done to accepted rows: with --redact, masks and hashed names."""
+    if not args.redact:
+        return None
+    from reward.preferences.redaction import redact
+
+    return lambda record: redact(record, salt=args.salt)
 
 
 def load_settings(path: Path | None, max_length: int | None = None) -> CheckSettings:

@@ -10,6 +10,7 @@ from reward.preferences.annotators import AnnotatorRow, annotator_rows
 from reward.preferences.checks.bias import RefusalCounter, bias_results
 from reward.preferences.checks.consistency import consistency_results
 from reward.preferences.checks.leakage import Evaluation, PromptSets, leakage_results, near_prompts
+from reward.preferences.checks.pii import mask_pii
 from reward.preferences.checks.rephrased import CharGrams
 from reward.preferences.checks.result import CheckResult, Example, Verdict
 from reward.preferences.checks.rows import EXCERPT_CHARS, RowTally, excerpt
@@ -27,6 +28,8 @@ from reward.preferences.textfile import TextForm
 
 NUM_RENDERED = 3
 RENDERED_CHARS = 240
+MASKED_CHARS = 2000
+"Characters of a text in which personal data is looked for before it is shown in part."
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +202,10 @@ class _State:
                 if len(self.rendered) < NUM_RENDERED and (
                     not self.rendered or self.rendered[-1].line != pair.line
                 ):
-                    shown = (prompt_text(pair.prompt)[-EXCERPT_CHARS:], pair.chosen, pair.rejected)
-                    self.rendered.append(Rendered(pair.line, *(_short(text) for text in shown)))
+                    asked = mask_pii(prompt_text(pair.prompt)[-MASKED_CHARS:])[-EXCERPT_CHARS:]
+                    self.rendered.append(
+                        Rendered(pair.line, asked, _short(pair.chosen), _short(pair.rejected))
+                    )
 
     def open_ends(self) -> CheckResult:
         """Say how many responses stop without an end mark; a rate, not a fault of a row."""
@@ -217,7 +222,9 @@ class _State:
 
 
 def _short(text: str) -> str:
-    return excerpt(text[:RENDERED_CHARS] + ("..." if len(text) > RENDERED_CHARS else ""))
+    """Return the beginning of a text; personal data is masked before the cut could hide what it is."""
+    masked = mask_pii(text[:MASKED_CHARS])
+    return masked if len(masked) <= RENDERED_CHARS else masked[:RENDERED_CHARS] + "..."
 
 
 def _file_form(form: TextForm | None, path: Path) -> list[CheckResult]:

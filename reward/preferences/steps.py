@@ -41,7 +41,7 @@ class MaskPii(StrictModel):
 
     def apply(self, records: Records, seed: int) -> Iterator[PreferenceRecord]:
         """Mask every text."""
-        return (_with_texts(record, mask_pii) for record in records)
+        return map(masked, records)
 
 
 class Dedupe(StrictModel):
@@ -202,6 +202,19 @@ Step = Annotated[
     Clean | MaskPii | Dedupe | Fill | Length | DropAnnotators | SwapOrder | Paraphrase,
     Field(discriminator="step"),
 ]
+
+
+def masked(record: PreferenceRecord) -> PreferenceRecord:
+    """Return a record with personal data masked: in texts, in reasons, and in the names of sources."""
+    record = _with_texts(record, mask_pii)
+    responses = tuple(
+        response if response.source is None else replace(response, source=mask_pii(response.source))
+        for response in record.responses
+    )
+    votes = tuple(
+        vote if vote.reason is None else replace(vote, reason=mask_pii(vote.reason)) for vote in record.votes
+    )
+    return replace(record, responses=responses, votes=votes)
 
 
 def draw_weighted(records: Records, weight: float, seed: int) -> Iterator[PreferenceRecord]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -213,11 +213,15 @@ def _write_parquet(path: Path, rows: Rows) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
 
 
-class AcceptedWriter:
-    """Writes accepted rows as comparison records, one a line."""
+Change = Callable[[PreferenceRecord], PreferenceRecord]
 
-    def __init__(self, folder: Path, source: Path) -> None:
+
+class AcceptedWriter:
+    """Writes accepted rows as comparison records, one a line; change is made to each before."""
+
+    def __init__(self, folder: Path, source: Path, *, change: Change | None = None) -> None:
         self.path = folder / "accepted.jsonl"
+        self.change = change
         self.source = source.name
         self.partial = self.path.with_name(self.path.name + PARTIAL)
         self.stream = self.partial.open("w", encoding="utf-8")
@@ -225,7 +229,8 @@ class AcceptedWriter:
     def __call__(self, row: ReadRow) -> None:
         """Write the records of a row."""
         for record in row.records:
-            self.stream.write(json_line(record_to_json(record, source=self.source)))
+            written = self.change(record) if self.change else record
+            self.stream.write(json_line(record_to_json(written, source=self.source)))
 
     def discard(self) -> None:
         """Remove what was written."""
