@@ -20,6 +20,8 @@ from pipeline.record import (
     AttemptRecord,
     InputRecord,
     StageRecord,
+    environment,
+    reasons_for_other_bits,
     result_settings,
     seconds_between,
     timestamp,
@@ -135,7 +137,7 @@ class StageMaker:
     ) -> tuple[Failure | None, tuple[AttemptRecord, ...]]:
         """Run the child once and write down when and how."""
         disk = self.store.disk
-        attempt = AttemptRecord(number=len(before) + 1, started=timestamp())
+        attempt = AttemptRecord(number=len(before) + 1, started=timestamp(), environment=environment())
         work.write_attempts(disk, (*before, attempt))
         work.write_request(disk, self._request(wired, key))
         self._tell_trackers(wired, key, work)
@@ -223,7 +225,7 @@ class StageMaker:
             outputs=result.outputs,
             files=self._metrics_file(work),
             metrics=result.metrics,
-            notes=result.notes,
+            notes=(*result.notes, *reasons_for_other_bits(result.environment, attempts)),
             environment=result.environment,
             attempts=attempts,
             started=attempts[0].started if attempts else ended,

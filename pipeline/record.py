@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,9 +19,12 @@ from pipeline.fingerprint import FileDigest, stage_key, tree_digest
 from pipeline.paths import check_distinct, check_relative, is_digest
 
 RECORD_TYPE = "stage-record"
-RECORD_VERSION = 1
-MIGRATIONS: Migrations = {}
-"Version -> function that brings a record of it to the next. Files are never rewritten."
+RECORD_VERSION = 2
+MIGRATIONS: Migrations = {1: lambda document: document}
+"""Version -> function that brings a record of it to the next. Files are never rewritten.
+
+Version 2 added rows of inputs, threads, and the environment of each attempt, all optional.
+"""
 PACKAGES = (
     *("triptych-rlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
     *("safetensors", "tokenizers", "huggingface-hub", "numpy", "pydantic"),
@@ -84,16 +88,6 @@ class OutputRecord(StrictModel):
     "Every file, by its path inside the stage's folder."
 
 
-class AttemptRecord(StrictModel):
-    """One start of a stage, whatever became of it."""
-
-    number: int = Field(ge=1)
-    started: str
-    ended: str | None = None
-    outcome: Outcome = "running"
-    detail: str = ""
-
-
 class EnvironmentRecord(StrictModel):
     """Where a stage ran, without host, user or path."""
 
@@ -102,13 +96,27 @@ class EnvironmentRecord(StrictModel):
     machine: str
     device: str = "cpu"
     packages: dict[str, str]
+    threads: int | None = None
+    "Threads that torch computed with; the order of sums, and so the last bits, may depend on it."
+
+
+class AttemptRecord(StrictModel):
+    """One start of a stage, whatever became of it."""
+
+    number: int = Field(ge=1)
+    started: str
+    ended: str | None = None
+    outcome: Outcome = "running"
+    detail: str = ""
+    environment: EnvironmentRecord | None = None
+    "Where this start ran; the thread count is not known ahead of it."
 
 
 class StageRecord(StrictModel):
     """The truth about one committed stage; it lies in the stage's folder as record.json."""
 
     type: Literal["stage-record"] = "stage-record"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     key: str
     stage: str
     "Name in the run that made it."
@@ -182,7 +190,7 @@ def read_record(path: Path) -> StageRecord:
         raise StoreError(f"not a valid record: {error}", where=str(path), code="damaged") from error
 
 
-def environment(device: str = "cpu") -> EnvironmentRecord:
+def environment(device: str = "cpu", *, threads: int | None = None) -> EnvironmentRecord:
     """Return this process's environment. Loads no package."""
     return EnvironmentRecord(
         python=platform.python_version(),
@@ -190,6 +198,7 @@ def environment(device: str = "cpu") -> EnvironmentRecord:
         machine=platform.machine(),
         device=device,
         packages=versions(PACKAGES),
+        threads=threads,
     )
 
 
@@ -211,6 +220,18 @@ def environment_changes(before: EnvironmentRecord, now: EnvironmentRecord) -> li
     pairs += [("machine", before.machine, now.machine), ("system", before.system, now.system)]
     pairs += [(name, before.packages.get(name, "absent"), now.packages.get(name, "absent")) for name in names]
     return [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]
+
+
+def reasons_for_other_bits(last: EnvironmentRecord, attempts: tuple[AttemptRecord, ...]) -> list[str]:
+    """Return why the same settings may give other bytes another time, one sentence each."""
+    reasons = []
+    if last.device != "cpu":
+        reasons.append(f"made on {last.device}: the same settings may give other last bits there")
+    known = [attempt.environment for attempt in attempts if attempt.environment is not None]
+    changes = {change for before, after in pairwise(known) for change in environment_changes(before, after)}
+    if changes:
+        reasons.append(f"went on in another environment ({', '.join(sorted(changes))}): not an exact resume")
+    return reasons
 
 
 def timestamp(moment: datetime | None = None) -> str:

@@ -128,7 +128,7 @@ def perform(
                 outputs=dict(sealed.outputs),
                 metrics={name: finite(float(value)) for name, value in result.metrics.items()},
                 notes=(*result.notes, *left_out),
-                environment=environment(_device()),
+                environment=environment(_device(), threads=_threads()),
                 rows=_rows(result, request.inputs),
             ),
         )
@@ -230,6 +230,11 @@ def _device() -> str:
     if torch is None or not torch.cuda.is_available():
         return "cpu"
     return str(torch.cuda.get_device_name())
+
+
+def _threads() -> int | None:
+    torch = sys.modules.get("torch")
+    return None if torch is None else int(torch.get_num_threads())
 
 
 def _has_code(error: BaseException, code: str) -> bool:

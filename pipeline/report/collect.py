@@ -144,6 +144,7 @@ def _complete(store: Store, name: str, status: StageStatus, record: StageRecord)
             "system": f"{record.environment.system} {record.environment.machine}",
             "python": record.environment.python,
             **record.environment.packages,
+            **({} if record.environment.threads is None else {"threads": str(record.environment.threads)}),
         },
         series=_series(store, status),
     )
