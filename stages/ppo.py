@@ -18,6 +18,9 @@ from pipeline.errors import Finding, UserError
 from pipeline.memory.activations import Pass
 from pipeline.memory.work import Decoding, Workload
 
+REWARD, FUNCTION, OUTSIDE = "reward", "reward_function", "outside_reward"
+"Roles of what pays a response; functions under other names pay too."
+
 
 class PPOConfig(StrictModel):
     """Settings of PPO. Names follow TRL and the papers."""
@@ -68,6 +71,10 @@ class PPOConfig(StrictModel):
     "Factor of the reward model's score in the mix."
     function_weight: float = 1.0
     "Factor of the reward function's score in the mix."
+    outside_weight: float = 1.0
+    "Factor of the outside reward model's score in the mix."
+    extra_weights: dict[str, float] = Field(default_factory=dict)
+    "Factors of further reward functions in the mix, by the role they are given under; 1 if not named."
     missing_eos_penalty: float = Field(1.0, ge=0)
     "Taken off the score of a response that the length limit cut."
     length_penalty: float = Field(0.0, ge=0)
@@ -162,6 +169,11 @@ class PPOConfig(StrictModel):
             return self.total_iterations
         return math.ceil(self.total_episodes / self.rollout_batch_size)
 
+    def weight_of(self, role: str) -> float:
+        """Return the factor of a reward source in the mix, by its role."""
+        fixed = {REWARD: self.reward_weight, FUNCTION: self.function_weight, OUTSIDE: self.outside_weight}
+        return fixed[role] if role in fixed else self.extra_weights.get(role, 1.0)
+
     @property
     def group_size(self) -> int:
         """Responses sampled for a prompt of an iteration."""
@@ -201,9 +213,9 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     from stages.runtime.score_function import score_function_findings
 
     findings = reward_findings(stage.name, stage.config, stage.roles)
-    for role in ("reward_function", "watch"):
-        if role in stage.inputs:
-            findings += score_function_findings(stage.inputs[role])
+    for source in stage.inputs.values():
+        if source.kind == ArtifactKind.FUNCTION:
+            findings += score_function_findings(source)
     prompts = stage.inputs.get("prompts")
     if prompts is not None:
         try:
@@ -216,10 +228,15 @@ def check(stage: StageCheck) -> Sequence[Finding]:
 def reward_findings(name: str, config: PPOConfig, roles: Collection[str]) -> list[Finding]:
     """Say whether the roles hold a reward and what the value function is to start from."""
     findings = []
-    if not {"reward", "reward_function"} & set(roles):
+    further = set(roles) - set(SPEC.inputs)
+    if not ({REWARD, FUNCTION, OUTSIDE} & set(roles) or further):
         message = "there is nothing to reward: neither a reward model nor a reward function is given"
         hint = "inputs: {reward: <a reward stage>} or {reward_function: <a Python file>}"
         findings.append(Finding(message, f"stages.{name}.inputs", hint, "no-reward"))
+    for role in sorted(set(config.extra_weights) - further):
+        message = f"extra_weights names {role!r}, which is no further reward function of the inputs"
+        hint = f"inputs: {{{role}: <a Python file>}}"
+        findings.append(Finding(message, f"stages.{name}.extra_weights", hint, "unknown-reward"))
     if config.value_init == "reward" and "reward" not in roles:
         message = "value_init is reward, but no reward model is given"
         findings.append(Finding(message, f"stages.{name}.value_init", "value_init: policy", "no-reward"))
@@ -240,9 +257,9 @@ def memory(stage: StageCheck) -> Workload:
         config.model,
         config.tuning,
         step,
-        trained=2,
+        trained=2 if config.value_on == "adapter" else 1,
         frozen=2 if "reward" in stage.roles else 1,
-        heads=1,
+        heads=1 if config.value_on else 0,
         with_entropy=True,
         decoding=Decoding(
             min(config.generation_batch_size, config.rollout_batch_size),
@@ -265,6 +282,11 @@ SPEC = StageSpec(
             required=False,
             help="a Python file with score(prompt, response, row) -> float",
         ),
+        "outside_reward": InputSlot(
+            (ArtifactKind.FULL_MODEL,),
+            required=False,
+            help="a whole reward model of any family, with its own tokenizer; given the text",
+        ),
         "watch": InputSlot(
             (ArtifactKind.FUNCTION,),
             required=False,
@@ -272,6 +294,7 @@ SPEC = StageSpec(
         ),
         "prompts": InputSlot((ArtifactKind.PROMPTS,), help="prompts to answer"),
     },
+    extra_inputs=(ArtifactKind.FUNCTION,),
     outputs={"adapter": ArtifactKind.ADAPTER, "value": ArtifactKind.VALUE_MODEL},
     absent_outputs=absent_outputs,
     run=run,

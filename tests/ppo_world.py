@@ -29,6 +29,7 @@ from stages.trainers.ppo.plan import minibatches
 from stages.trainers.ppo.roles import PolicyReading
 from stages.trainers.ppo.rollout import Rollouts, read_rollouts
 from stages.trainers.ppo.scores import score_rollouts
+from stages.trainers.ppo.sources import Sources
 
 Sequence_ = tuple[int, ...]
 
@@ -209,6 +210,7 @@ def solve(world: World, config: PPOConfig, *, faults: Faults = Faults()) -> Tens
     def reward(prompt: int, response: Sequence_, row: Any) -> float:
         return world.rewards[prompt, response]
 
+    sources: Any = Sources({"reward_function": reward})
     for iteration in range(config.iterations):
         generator = torch.Generator().manual_seed(seed_of(config.seed, "sample", iteration))
         rollouts = roles.sample(config.rollout_batch_size, generator, group_size=config.group_size)
@@ -216,7 +218,7 @@ def solve(world: World, config: PPOConfig, *, faults: Faults = Faults()) -> Tens
         plan = minibatches(rollouts.total_lengths, config, iteration=iteration, epoch=0)
         readings = read_rollouts(roles, scored, [micro for part in plan for micro in part])
         scores = score_rollouts(
-            rollouts, readings, config, chat=chat, function=reward, moments=RunningMoments()
+            rollouts, readings, config, chat=chat, sources=sources, moments=RunningMoments()
         )
         targets = ppo_update.make_targets(
             readings, scores.shaped, scored.mask, config, kl_coef=config.kl_coef

@@ -55,6 +55,14 @@ def test_a_missing_file_is_refused(tmp_path):
         pytest.param("return float('nan')", "gave nan", id="nan"),
         pytest.param("return 'good'", "gave 'good'", id="text"),
         pytest.param("return 1 / 0", "raised ZeroDivisionError", id="raises"),
+        pytest.param("import sys; sys.exit(0)", "raised SystemExit", id="leaves"),
+        pytest.param("return score(prompt, response, row)", "raised RecursionError", id="never ends"),
+        pytest.param("return 10.0**39", "gave 1e\\+39", id="too large for a float32"),
+        pytest.param("return 10**400", "gave 1000", id="too large for a float"),
+        pytest.param("return None", "gave None", id="nothing"),
+        pytest.param("return [1.0]", r"gave \[1.0\]", id="a list"),
+        pytest.param("return 1j", "gave 1j", id="complex"),
+        pytest.param("raise ValueError('x' * 9999)", "ValueError: x{50}", id="a long message"),
     ],
 )
 def test_a_score_that_is_not_a_finite_number_names_the_file(tmp_path, body, message):
@@ -63,4 +71,24 @@ def test_a_score_that_is_not_a_finite_number_names_the_file(tmp_path, body, mess
     with pytest.raises(DataError, match=message) as caught:
         score("p", "r", {})
 
-    assert caught.value.findings[0].where.endswith("gold.py")
+    (finding,) = caught.value.findings
+    assert finding.where.endswith("gold.py")
+    assert len(finding.message) < 300
+
+
+def test_what_a_function_does_to_its_arguments_stays_with_it(tmp_path):
+    body = "    prompt[0]['content'] = 'changed'\n    row['tags'].append(1)\n    return 0.0\n"
+    score = load_score_function(function_file(tmp_path, f"def score(prompt, response, row):\n{body}"))
+    prompt, row = [{"role": "user", "content": "asked"}], {"tags": []}
+
+    score(prompt, "r", row)
+
+    assert prompt[0]["content"] == "asked"
+    assert row == {"tags": []}
+
+
+def test_a_file_that_leaves_while_it_is_loaded_is_refused(tmp_path):
+    source = function_file(tmp_path, "raise SystemExit(3)\ndef score(p, r, row): return 1.0\n")
+
+    with pytest.raises(DataError, match="cannot be run: SystemExit"):
+        load_score_function(source)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -15,6 +15,8 @@ from pipeline.contract import Checkpoint
 from pipeline.errors import DataError, Finding
 
 FUNCTION_NAME = "score"
+LARGEST = 3.4e38
+"Largest absolute score: what a float32 can hold."
 _HINT = f"def {FUNCTION_NAME}(prompt, response, row): return a finite number"
 
 
@@ -37,13 +39,14 @@ class ScoreFunction:
             DataError: the function raised, or gave something other than a finite number.
         """
         try:
-            value = self.function(prompt, response, row)
-        except Exception as error:
-            message = f"{FUNCTION_NAME}() raised {type(error).__name__}: {error}"
+            # Copies: what a function does to its arguments must not reach the next iteration.
+            value = self.function(deepcopy(prompt), response, deepcopy(dict(row)))
+        except (Exception, SystemExit) as error:
+            message = f"{FUNCTION_NAME}() raised {_said(error)} for the response {response[:40]!r}"
             raise DataError(message, where=str(self.path), hint=_HINT, code="score-function") from error
-        if isinstance(value, Real) and math.isfinite(value):
+        if isinstance(value, Real) and abs(value) <= LARGEST:
             return float(value)
-        message = f"{FUNCTION_NAME}() gave {value!r} for the response {response[:40]!r}"
+        message = f"{FUNCTION_NAME}() gave {_cut(repr(value))} for the response {response[:40]!r}"
         raise DataError(message, where=str(self.path), hint=_HINT, code="score-function")
 
 
@@ -87,11 +90,21 @@ def load_score_function(source: Checkpoint) -> ScoreFunction:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        message = f"{where} cannot be run: {type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
+        message = f"{where} cannot be run: {_said(error)}"
         raise DataError(message, where=where, hint=_HINT, code="score-function") from error
     function = getattr(module, FUNCTION_NAME, None)
     if not callable(function):
         message = f"{where} defines no function {FUNCTION_NAME}"
         raise DataError(message, where=where, hint=_HINT, code="score-function")
     return ScoreFunction(function, path)
+
+
+def _said(error: BaseException) -> str:
+    return _cut(f"{type(error).__name__}: {error}")
+
+
+def _cut(text: str) -> str:
+    """Return the first line of a text, at most 200 characters of it."""
+    line = (text.splitlines() or [""])[0]
+    return line if len(line) <= 200 else f"{line[:200]} ..."

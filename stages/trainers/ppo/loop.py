@@ -60,8 +60,7 @@ def train_ppo(ctx: StageContext) -> StageResult:
             readings,
             config,
             chat=setting.chat,
-            function=setting.function,
-            watch=setting.watch,
+            sources=setting.sources,
             moments=state.moments,
         )
         targets = make_targets(readings, scores.shaped, rollouts.mask, config, kl_coef=state.kl_coef)

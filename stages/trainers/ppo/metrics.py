@@ -6,9 +6,13 @@ from torch import Tensor
 
 from stages.ops.kl import k1, k3
 from stages.ops.stats import correlation, explained_variance, masked_mean, masked_sum
+from stages.ppo import FUNCTION, OUTSIDE
 from stages.trainers.ppo.rollout import Readings, Rollouts
 from stages.trainers.ppo.scores import Scores
 from stages.trainers.ppo.update import Targets, UpdateSums
+
+_SCORE_NAMES = {FUNCTION: "ppo/function_score", OUTSIDE: "ppo/outside_score"}
+"Metrics of the sources whose role is fixed; another function's is named after its role."
 
 
 def rollout_metrics(
@@ -47,8 +51,8 @@ def rollout_metrics(
         metrics["ppo/value_mean"] = masked_mean(readings.values, mask)
     if readings.model_scores is not None:
         metrics["ppo/model_score"] = readings.model_scores.mean()
-    if scores.function is not None:
-        metrics["ppo/function_score"] = scores.function.mean()
+    for role, said in scores.parts.items():
+        metrics[_SCORE_NAMES.get(role, f"ppo/{role}_score")] = said.mean()
     if scores.watched is not None:
         metrics["ppo/watched_score"] = scores.watched.mean()
         metrics["ppo/watched_std"] = scores.watched.std(correction=0)

@@ -1,7 +1,8 @@
-"""One score a response: reward model and reward function, mixed, normalised, less penalties."""
+"""One score a response: all reward sources mixed, normalised, less penalties."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 from stages.ops.rewards import length_penalties, normalised, with_missing_eos_penalty
 from stages.ops.stats import RunningMoments
 from stages.ppo import PPOConfig
-from stages.runtime.score_function import ScoreFunction
 from stages.runtime.text.chat import ChatText
 from stages.trainers.ppo.rollout import Readings, Rollouts
+from stages.trainers.ppo.sources import Sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,8 @@ class Scores:
     "What the reward sources say, weighted: the number to watch."
     shaped: Tensor
     "What the policy is paid at its last token: normalised, clipped, less penalties."
-    function: Tensor | None
-    "Of the reward function alone, before its weight."
+    parts: Mapping[str, Tensor]
+    "Of each source beside the reward adapter, by role, before its weight."
     watched: Tensor | None
     "Of the function that is watched and never trained on."
     moments: RunningMoments
@@ -37,30 +38,19 @@ def score_rollouts(
     config: PPOConfig,
     *,
     chat: ChatText,
-    function: ScoreFunction | None,
-    watch: ScoreFunction | None = None,
+    sources: Sources,
     moments: RunningMoments,
 ) -> Scores:
     """Mix the reward sources and shape the result: s = clip(normalise(mix)) - penalties."""
-    from_function = _function_scores(rollouts, chat, function)
+    parts = sources.scores(rollouts, chat)
     mixed = torch.zeros(len(rollouts.mask), device=rollouts.mask.device)
     if readings.model_scores is not None:
         mixed = mixed + config.reward_weight * readings.model_scores
-    if from_function is not None:
-        mixed = mixed + config.function_weight * from_function
+    for role, said in parts.items():
+        mixed = mixed + config.weight_of(role) * said
     moments = moments.updated(mixed)
     shaped = _shaped(mixed, rollouts, config, moments)
-    return Scores(mixed, shaped, from_function, _function_scores(rollouts, chat, watch), moments)
-
-
-def _function_scores(rollouts: Rollouts, chat: ChatText, function: ScoreFunction | None) -> Tensor | None:
-    if function is None:
-        return None
-    scores = [
-        function(prompt.row.prompt, chat.decode(episode.response), {"id": prompt.row.id, **prompt.row.meta})
-        for prompt, episode in zip(rollouts.prompts, rollouts.episodes, strict=True)
-    ]
-    return torch.tensor(scores, dtype=torch.float32, device=rollouts.mask.device)
+    return Scores(mixed, shaped, parts, sources.watched(rollouts, chat), moments)
 
 
 def _shaped(mixed: Tensor, rollouts: Rollouts, config: PPOConfig, moments: RunningMoments) -> Tensor:

@@ -1,4 +1,4 @@
-"""What PPO opens before its first iteration: roles, text, prompts and the reward function."""
+"""What PPO opens before its first iteration: roles, text, prompts and the reward sources."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from stages.runtime.loading import (
     position_findings,
     vocabulary_findings,
 )
-from stages.runtime.score_function import ScoreFunction, load_score_function
 from stages.runtime.text.chat import ChatText, check_same_text, generation_eos
 from stages.trainers.ppo.roles import Roles, load_roles
 from stages.trainers.ppo.rollout import EncodedPrompt
+from stages.trainers.ppo.sources import Sources, open_sources
 
 LOGGER = logging.getLogger(__name__)
 
@@ -35,8 +35,7 @@ class Setting:
     tokenizer: PreTrainedTokenizerBase
     chat: ChatText
     prompts: Sequence[EncodedPrompt]
-    function: ScoreFunction | None
-    watch: ScoreFunction | None
+    sources: Sources
     dropped: int
     "Prompts set aside for their length."
 
@@ -54,10 +53,7 @@ def open_setting(ctx: StageContext) -> Setting:
     findings = reward_findings(ctx.name, config, ctx.inputs)
     if findings:
         raise ConfigError.from_findings(findings)
-    function, watch = (
-        load_score_function(ctx.inputs[role]) if role in ctx.inputs else None
-        for role in ("reward_function", "watch")
-    )
+    sources = open_sources(ctx)
     rows = read_prompts(ctx.inputs["prompts"].path)
     tokenizer = load_tokenizer(ctx.inputs["policy"], config.model)
     roles = load_roles(ctx.inputs, config)
@@ -72,7 +68,7 @@ def open_setting(ctx: StageContext) -> Setting:
     unfit = [*vocabulary_findings(tokenizer, roles.model), *position_findings(roles.model, longest)]
     if unfit:
         raise ModelError.from_findings(unfit)
-    return Setting(config, roles, tokenizer, chat, kept, function, watch, len(encoded) - len(kept))
+    return Setting(config, roles, tokenizer, chat, kept, sources, len(encoded) - len(kept))
 
 
 def _check_text(ctx: StageContext, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> None:
