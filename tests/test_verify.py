@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from pipeline.fingerprint import DigestCache, file_digest
 from pipeline.lineage import lineage, lines
 from pipeline.manifest import read_manifest
 from pipeline.store import Store
-from pipeline.verify import verify_run, verify_stages, verify_store
+from pipeline.verify import verify_run, verify_stages
 from tests.fakes.engine import Engine
+from tests.faults.bit_flips import flip, unnoticed
 
 FLIPS = 60
 MANY_FLIPS = 500
@@ -35,27 +35,6 @@ def _copy(finished: Engine, folder: Path) -> Store:
     return Store(folder / "store")
 
 
-def _committed(store: Store) -> list[Path]:
-    files = [path for path in sorted((store.root / "stages").rglob("*")) if path.is_file()]
-    files += [store.root / "STORE.json"]
-    return [*files, *(path for path in sorted((store.root / "runs").rglob("*")) if path.is_file())]
-
-
-def _flip(path: Path, bit: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    path.chmod(0o644)
-    path.write_bytes(data)
-
-
-def _all_findings(store: Store) -> str:
-    try:
-        store.check()
-    except StoreError as error:
-        return str(error)
-    return str(verify_store(store, hash_file=file_digest, show=lambda _: None).findings)
-
-
 def test_an_untouched_store_verifies_wherever_it_is_copied(finished: Engine, tmp_path: Path) -> None:
     store = _copy(finished, tmp_path / "copy")
 
@@ -71,17 +50,8 @@ def test_every_random_bit_flip_in_any_committed_file_is_found_and_named(
     finished: Engine, tmp_path: Path, flips: int
 ) -> None:
     store = _copy(finished, tmp_path / "copy")
-    chance = random.Random(7)
-    files = _committed(store)
 
-    for number in range(flips):
-        path = files[number % len(files)]
-        bit = chance.randrange(path.stat().st_size * 8)
-        _flip(path, bit)
-        told = _all_findings(store)
-        _flip(path, bit)
-        assert path.name in told, f"bit {bit} of {path} was not noticed"
-    assert _all_findings(store) == "()"
+    assert unnoticed(store, flips=flips) == []
 
 
 @pytest.mark.parametrize("what", ["missing", "extra", "longer", "link", "swapped"])
@@ -148,7 +118,7 @@ def test_a_result_of_another_parent_is_a_fault_of_lineage(finished: Engine, tmp_
 def test_a_changed_data_row_is_named_and_a_missing_file_is_said(finished: Engine, tmp_path: Path) -> None:
     store = _copy(finished, tmp_path / "copy")
     data = tmp_path / "copy" / "corpus.txt"
-    _flip(data, 3)
+    flip(data, 3)
 
     (finding,) = verify_run(store, "chain", hash_file=file_digest).findings
     assert finding.code == "input-changed"
