@@ -49,6 +49,7 @@ def _show_results(manifest: RunManifest, store: Store) -> None:
     for name in manifest.order:
         status = manifest.stages[name]
         if status.state == "complete" and status.key is not None:
-            tables.show_artifact(store, store.load(status.key))
+            record = store.load(status.key)
+            tables.show_artifact(store, record, said=() if status.reused else record.notes)
     print(f"manifest: {store.run_folder(manifest.name) / MANIFEST_NAME}")
     print(f"report:   {write_report(store, manifest.name)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ def show(
         console.print(note, markup=False, highlight=False)
 
 
-def show_artifact(store: Store, record: StageRecord) -> None:
-    """Print every table that a stage gave."""
+def show_artifact(store: Store, record: StageRecord, *, said: Collection[str] = ()) -> None:
+    """Print every table that a stage gave; notes that the run has said already are not said again."""
     for output in record.outputs.values():
         if output.kind != ArtifactKind.TABLE:
             continue
@@ -49,7 +49,7 @@ def show_artifact(store: Store, record: StageRecord) -> None:
             document["columns"],
             document["rows"],
             title=str(document.get("title", "")),
-            notes=[str(note) for note in document.get("notes", ())],
+            notes=[str(note) for note in document.get("notes", ()) if str(note) not in said],
         )
 
 
