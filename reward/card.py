@@ -30,6 +30,7 @@ SCHEMA = 1
 "Version of the card's JSON."
 LENGTH_AGREEMENT = 0.95
 "A model that sides with the same end of the length scale this often is called length-only."
+NAN = float("nan")
 VOTE_SHARES = (0.6, 0.8, 0.999999)
 "Upper bounds of the groups of pairs by how united the votes were; above the last all agreed."
 
@@ -51,6 +52,8 @@ class ScoredPair:
     "How many people judged the pair."
     subset: str = ""
     "Part of the data that the pair belongs to; empty is none."
+    judges: tuple[tuple[str, float], ...] = ()
+    "Named annotators and the share of their votes for chosen."
 
     @property
     def gap(self) -> float:
@@ -91,6 +94,7 @@ def report_card(pairs: Sequence[ScoredPair], *, longer_is_better: bool | None = 
         "floors": _floors(decided, longer_is_better),
         "ceiling": human_ceiling(decided),
     }
+    card["of_ceiling"] = (card["accuracy"] - 0.5) / (card["ceiling"] - 0.5) if card["ceiling"] > 0.5 else NAN
     if pairs:
         card["calibration"] = _calibration(gaps, shares, decided)
         card["margins"] = _margins(gaps)
@@ -98,6 +102,7 @@ def report_card(pairs: Sequence[ScoredPair], *, longer_is_better: bool | None = 
         card["length"] = _length(decided)
         card["by_vote_share"] = _groups(decided, _vote_group)
         card["by_subset"] = _groups(decided, lambda pair: pair.subset)
+        card["by_annotator"] = _by_annotator(pairs)
         card["coverage"] = coverage_curve(_gaps(decided)) if decided else []
     card["flags"] = _flags(card)
     return card
@@ -141,9 +146,13 @@ def length_wins(pairs: Sequence[tuple[int, int]]) -> float:
 
 
 def _accuracy(decided: Sequence[ScoredPair]) -> dict[str, float]:
-    wins = pair_wins(_gaps(decided))
-    low, high = wilson_interval(wins, len(decided))
-    share = wins / len(decided) if decided else float("nan")
+    return _agreement(_gaps(decided))
+
+
+def _agreement(gaps: Array) -> dict[str, float]:
+    wins = pair_wins(gaps)
+    low, high = wilson_interval(wins, len(gaps))
+    share = wins / len(gaps) if len(gaps) else float("nan")
     return {"accuracy": share, "accuracy_low": low, "accuracy_high": high}
 
 
@@ -228,6 +237,19 @@ def _groups(pairs: Sequence[ScoredPair], name: Callable[[ScoredPair], str]) -> d
         if name(pair):
             parts.setdefault(name(pair), []).append(pair)
     return {key: _accuracy(part) | {"num_pairs": len(part)} for key, part in sorted(parts.items())}
+
+
+def _by_annotator(pairs: Sequence[ScoredPair]) -> dict[str, dict[str, float]]:
+    """Return how often the model agrees with each annotator's own votes, whatever the majority said."""
+    gaps: dict[str, list[float]] = {}
+    for pair in pairs:
+        for name, share in pair.judges:
+            if share != 0.5:
+                gaps.setdefault(name, []).append(pair.gap if share > 0.5 else -pair.gap)
+    return {
+        name: _agreement(np.array(own, dtype=float)) | {"num_pairs": len(own)}
+        for name, own in sorted(gaps.items())
+    }
 
 
 def _flags(card: Mapping[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ def _rows(card: Mapping[str, Any]) -> Iterator[Sequence[str | None]]:
     for name, floor in card["floors"].items():
         yield f"floor: {name}", _number(floor), _FLOORS[name]
     yield "ceiling: people", _number(card["ceiling"]), "one judge against the others of the same pair"
+    yield "of the ceiling", _number(card.get("of_ceiling")), "(accuracy - 0.5) / (ceiling - 0.5)"
     yield from _calibration(card.get("calibration", {}))
     margins = card.get("margins")
     if margins:
@@ -35,9 +36,21 @@ def _rows(card: Mapping[str, Any]) -> Iterator[Sequence[str | None]]:
         if point["coverage"] in (0.5, 0.25):
             yield f"surest {point['coverage']:.0%}", _number(point["accuracy"]), f"{point['num_pairs']} pairs"
     yield from _ensemble(card.get("ensemble"))
+    yield from _best_of(card.get("best_of"))
     for name, probe in card.get("probes", {}).items():
         should = "should score lower" if probe["should"] == "lose" else "should score the same"
         yield f"probe: {name}", f"{probe['shift']:+.3f}", f"higher in {probe['preferred']:.0%}; {should}"
+
+
+def _best_of(block: Mapping[str, Any] | None) -> Iterator[Sequence[str | None]]:
+    if not block:
+        return
+    chance = _number(block["chance"])
+    remark = f"{block['num_groups']} prompts with three responses or more; a coin {chance}"
+    yield "top response right", _number(block["top_accuracy"]), remark
+    for point in block["curve"]:
+        remark = f"win share of the best of {point['n']} by score, KL at most {point['kl']:.2f} nats"
+        yield f"best of {point['n']}", _number(point["gold"]), remark
 
 
 def _ensemble(block: Mapping[str, Any] | None) -> Iterator[Sequence[str | None]]:
@@ -75,6 +88,7 @@ def _groups(card: Mapping[str, Any]) -> Iterator[Sequence[str | None]]:
         "longer is wrong": card.get("length", {}).get("longer_is_wrong"),
         **{f"votes {share}": part for share, part in card.get("by_vote_share", {}).items()},
         **{f"subset {name}": part for name, part in card.get("by_subset", {}).items()},
+        **{f"by {name}": part for name, part in card.get("by_annotator", {}).items()},
     }
     for name, part in parts.items():
         if part and part["num_pairs"]:

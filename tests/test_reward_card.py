@@ -9,11 +9,13 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, brier_score_loss, precision_recall_fscore_support, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from pipeline.errors import ModelError
 from reward.card import ScoredPair, headline, human_ceiling, length_wins, report_card
+from reward.card_table import card_table
 from reward.metrics import (
     brier,
     calibration_bins,
@@ -193,3 +195,47 @@ def test_the_spread_of_two_members_by_hand():
     assert report["error_auc"] == pytest.approx(0.75)
     with pytest.raises(ValueError, match="two members"):
         spread_report(gaps[:1])
+
+
+def test_accuracy_by_subset_and_by_annotator_by_hand():
+    pairs = [
+        ScoredPair(2, 1, 5, 5, subset="chat", judges=(("ann", 1.0), ("bob", 0.0))),
+        ScoredPair(1, 2, 5, 5, subset="chat", judges=(("ann", 1.0),)),
+        ScoredPair(3, 1, 5, 5, subset="code", judges=(("bob", 1.0), ("cy", 0.5))),
+        ScoredPair(1, 1, 5, 5, share=0.5, judges=(("bob", 0.0),)),
+    ]
+
+    card = report_card(pairs)
+
+    assert {name: part["accuracy"] for name, part in card["by_subset"].items()} == {"chat": 0.5, "code": 1.0}
+    # bob: against the model, with it, and a pair that the model scores alike
+    assert card["by_annotator"]["ann"] == {"accuracy": 0.5, "num_pairs": 2} | {
+        key: card["by_annotator"]["ann"][key] for key in ("accuracy_low", "accuracy_high")
+    }
+    assert card["by_annotator"]["bob"]["accuracy"] == pytest.approx(1.5 / 3)
+    assert "cy" not in card["by_annotator"]
+    names = [row[0] for row in card_table(card)["rows"]]
+    assert {"accuracy, subset code", "accuracy, by bob"} <= set(names)
+
+
+def test_the_share_of_the_ceiling_by_hand():
+    # three judges, two for chosen: each of the two meets an even rest (half), the third is alone
+    pairs = [ScoredPair(2, 1, 5, 5, share=2 / 3, votes=3), ScoredPair(2, 1, 5, 5, share=1.0, votes=3)]
+
+    card = report_card(pairs)
+
+    # ceiling (2 * 0.5 + 0 + 3) / 6 = 2/3; accuracy 1: (1 - 1/2) / (2/3 - 1/2) = 3
+    assert card["ceiling"] == pytest.approx(2 / 3)
+    assert card["of_ceiling"] == pytest.approx(3.0)
+
+
+def test_the_temperature_is_scikit_learns_slope_without_an_offset():
+    rng = np.random.default_rng(5)
+    gaps = rng.normal(0.4, 2.0, 400)
+    labels = rng.random(400) < 1 / (1 + np.exp(-gaps / 2.5))
+
+    slope = LogisticRegression(C=1e12, fit_intercept=False, tol=1e-10, max_iter=1000).fit(
+        gaps[:, None], labels
+    )
+
+    assert fitted_temperature(gaps, labels.astype(float)) == pytest.approx(1 / slope.coef_[0, 0], rel=1e-4)

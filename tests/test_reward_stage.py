@@ -310,3 +310,22 @@ def test_margins_of_unjudged_comparisons_are_one_a_member(ensemble, tiny_base):
     assert all(len(margins) == 3 and len(set(margins)) == 3 for margins in found.values())
     with pytest.raises(DataError, match="two responses"):
         margins_of(tiny_base, stored, ctx.config, [three])
+
+
+def test_a_ranking_of_four_gets_a_best_of_n_curve(tiny_base, sft, tmp_path):
+    texts = ["yes yes yes", "yes yes", "yes", "no"]
+    rows = [
+        {**row, "responses": texts, "votes": [{"tiers": [[f"r{n}"] for n in range(4)], "annotator": "ann"}]}
+        for row in ({"prompt": pair["prompt"], "meta": {"subset": "toy"}} for pair in toy_rows(24))
+    ]
+    result = SPEC.run(context(tmp_path, tiny_base, sft, rows, max_steps=20, num_probes=0))
+
+    card = json.loads((result.outputs["reward_model"] / "card.json").read_text())
+    curve = [point["gold"] for point in card["best_of"]["curve"]]
+    assert card["best_of"]["chance"] == 0.25
+    assert len(curve) == 4
+    assert curve[0] == pytest.approx(0.5)
+    assert card["best_of"]["top_accuracy"] > 0.5
+    assert curve[3] > 0.6
+    assert card["by_subset"]["toy"]["num_pairs"] == card["num_pairs"]
+    assert card["by_annotator"]["ann"]["num_pairs"] == card["num_pairs"]

@@ -14,6 +14,7 @@ from reward.preferences.readers import (
     prodigy,
     ranked,
     rated,
+    rewardbench,
     table,
     trainers,
     trl,
@@ -24,6 +25,7 @@ from reward.preferences.readers.format import Format
 ALL: tuple[Format, ...] = (
     *native.FORMATS,
     *trl.FORMATS,
+    *rewardbench.FORMATS,
     *rated.FORMATS,
     *ranked.FORMATS,
     *judged.FORMATS,

@@ -43,6 +43,10 @@ class Pair:
     "1 / number of pairs of the comparison, so that a K-way ranking counts as one."
     tie: bool
     "True when more votes say tie than name either side."
+    subset: str = ""
+    "Part of the data that the row names; empty is none."
+    judges: tuple[tuple[str, float], ...] = ()
+    "Each named annotator and the share of their votes for chosen, a tie counting half."
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +305,19 @@ def oriented_pair(
         votes=label.votes,
         weight=1 / num_pairs if record.weight is None else record.weight,
         tie=label.tie,
+        subset=str(record.meta.get("subset") or ""),
+        judges=judges_of((vote for vote in record.votes if vote.kind.counts), better.id, worse.id),
     )
+
+
+def judges_of(votes: Iterable[Vote], first: str, second: str) -> tuple[tuple[str, float], ...]:
+    """Return each named annotator who placed both responses, and the share of their votes for the first."""
+    by_name: dict[str, list[Vote]] = {}
+    for vote in votes:
+        if vote.annotator is not None:
+            by_name.setdefault(vote.annotator, []).append(vote)
+    tallies = {name: tally_of(own, first, second) for name, own in by_name.items()}
+    return tuple((name, tally.share) for name, tally in sorted(tallies.items()) if tally.total)
 
 
 def tally_of(votes: Iterable[Vote], first: str, second: str) -> Tally:

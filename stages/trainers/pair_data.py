@@ -40,6 +40,10 @@ class TokenPair:
     votes: int = 1
     source: Prompt = ""
     "The prompt as the file gives it."
+    subset: str = ""
+    "Part of the data that the row names."
+    judges: tuple[tuple[str, float], ...] = ()
+    "Named annotators and the share of their votes for chosen."
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,8 @@ def _token_pair(
         share=pair.label,
         votes=pair.votes,
         source=pair.prompt,
+        subset=pair.subset,
+        judges=pair.judges,
     )
 
 

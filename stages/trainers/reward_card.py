@@ -14,6 +14,7 @@ from pipeline.errors import DataError
 from reward.card import ScoredPair, length_wins, report_card
 from reward.card_table import card_table
 from reward.probes import probe_flags, probe_report, probe_texts
+from reward.ranking import ResponseGroup, best_of_report, win_shares
 from stages.runtime.text.chat import ChatText
 from stages.trainers.pair_data import PairData, TokenPair
 
@@ -45,13 +46,37 @@ def make_card(score_pairs: ScorePairs, data: PairData, chat: ChatText, *, num_pr
             share=pair.share,
             majority=_prefers(majority, pair),
             votes=pair.votes,
+            subset=pair.subset,
+            judges=pair.judges,
         )
         for pair, one, other in zip(data.held_out, chosen, rejected, strict=True)
     ]
     card = report_card(scored, longer_is_better=_longer_is_better(data.train))
+    groups = response_groups(data.held_out, chosen, rejected)
+    card |= {"best_of": best} if (best := best_of_report(groups)) else {}
     card["probes"] = _probes(score_pairs, data.held_out[:num_probes], chat)
     card["flags"] += probe_flags(card["probes"])
     return card
+
+
+def response_groups(
+    pairs: Sequence[TokenPair], chosen: Sequence[float], rejected: Sequence[float]
+) -> list[ResponseGroup]:
+    """Gather the responses of each comparison: score, win share among people, and whether none beats it."""
+    units: dict[int, list[int]] = defaultdict(list)
+    for number, pair in enumerate(pairs):
+        units[pair.unit].append(number)
+    groups: list[ResponseGroup] = []
+    for numbers in units.values():
+        scores: dict[str, float] = {}
+        outcomes = [(pairs[n].chosen_text, pairs[n].rejected_text, pairs[n].share) for n in numbers]
+        for n in numbers:
+            scores.setdefault(pairs[n].chosen_text, chosen[n])
+            scores.setdefault(pairs[n].rejected_text, rejected[n])
+        beaten = {text for _, text, share in outcomes if share > 0.5}
+        shares = win_shares(outcomes)
+        groups.append([(scores[text], shares[text], text not in beaten) for text in scores])
+    return groups
 
 
 def _longer_is_better(pairs: Sequence[TokenPair]) -> bool | None:

@@ -204,3 +204,39 @@ def test_near_duplicate_prompts_stay_on_one_side(tmp_path: Path) -> None:
     for seed in range(12):
         train, _ = split_groups(pairs, 0.3, seed)
         assert len({0, 1, 2} & set(train)) in (0, 3)
+
+
+def test_a_pair_names_its_subset_and_each_annotators_own_share(tmp_path):
+    row = {
+        "prompt": "q",
+        "responses": ["one", "two"],
+        "votes": [
+            {"tiers": [["r1"], ["r0"]], "annotator": "ann"},
+            {"tiers": [["r1"], ["r0"]], "annotator": "bob"},
+            {"tiers": [["r0"], ["r1"]], "annotator": "cy"},
+            {"tiers": [["r1"], ["r0"]]},
+        ],
+        "meta": {"subset": "chat"},
+    }
+    path = tmp_path / "votes.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+
+    (pair,) = load_pairs(path).pairs
+
+    assert pair.chosen == "two"
+    assert pair.subset == "chat"
+    assert pair.judges == (("ann", 1.0), ("bob", 1.0), ("cy", 0.0))
+
+
+def test_several_right_and_wrong_texts_are_compared_across_the_sides_only(tmp_path):
+    row = {"prompt": "q", "chosen": ["a", "b"], "rejected": ["x", "y", "z"], "subset": "Factuality"}
+    path = tmp_path / "bench.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+
+    found = load_pairs(path)
+
+    assert found.verdict.format.name == "rewardbench-2"
+    assert {(pair.chosen, pair.rejected) for pair in found.pairs} == {(c, r) for c in "ab" for r in "xyz"}
+    assert found.ties == []
+    assert {pair.subset for pair in found.pairs} == {"Factuality"}
+    assert sum(pair.weight for pair in found.pairs) == pytest.approx(1.0)

@@ -90,6 +90,8 @@ PAIRED: dict[str, list[dict[str, Any]]] = {
             "tie": False,
         }
     ],
+    "rewardbench": [{"prompt": ASK, "chosen": UP, "rejected": DOWN, "subset": "Safety"}],
+    "rewardbench-2": [{"id": "1", "prompt": ASK, "chosen": [UP], "rejected": [DOWN], "subset": "Math"}],
     "trl-implicit": [{"chosen": [USER, bot(UP)], "rejected": [USER, bot(DOWN)]}],
     "hh-rlhf": [{"chosen": f"{MARKED} {UP}", "rejected": f"{MARKED} {DOWN}"}],
     "ultrafeedback": [
