@@ -36,9 +36,10 @@ def run(ctx: StageContext) -> StageResult:
 
 
 def memory(stage: StageCheck) -> Workload:
-    """Say what training holds: one adapter and the score head; no token's probability is needed."""
+    """Say what training holds: an adapter a member, and the head of the one that learns."""
     config: RewardConfig = stage.config
-    return Workload(config.model, config.tuning, config.largest_pass(answers=False), trained=1, heads=1)
+    step, waiting = config.largest_pass(answers=False), config.ensemble - 1
+    return Workload(config.model, config.tuning, step, trained=1, frozen=waiting, heads=1)
 
 
 SPEC = StageSpec(

@@ -267,7 +267,7 @@ KEY = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
         pytest.param(
             _tensors(lambda t: t.update({KEY: torch.full((4, 32), torch.nan)})), "not finite", id="nan"
         ),
-        pytest.param(_config(use_dora=True), "uses DoRA", id="dora"),
+        pytest.param(_config(use_dora=True), "lacks 14 weights", id="dora"),
         pytest.param(_config(bias="all"), "trains biases", id="bias"),
         pytest.param(_config(modules_to_save=["embed_tokens"]), "replaces whole modules", id="modules"),
         pytest.param(_config(peft_type="IA3"), "is a IA3 adapter", id="ia3"),

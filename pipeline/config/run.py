@@ -32,8 +32,14 @@ class ModelConfig(StrictModel):
 class TuningConfig(StrictModel):
     """What is trained. One block for all stages; a stage may override single keys."""
 
-    method: Literal["lora", "qlora"] = "lora"
-    "lora trains low-rank adapters; qlora also holds the base in 4 bits (nf4, double quantisation)."
+    method: Literal["lora", "qlora", "8bit"] = "lora"
+    "lora trains low-rank adapters; qlora holds the base in 4 bits (nf4, double quantisation), 8bit in 8."
+    use_dora: bool = False
+    "DoRA: also train the length of each output's weights. Learns a little more, keeps more activations."
+    use_rslora: bool = False
+    "Scale by lora_alpha / sqrt(lora_r) in place of lora_alpha / lora_r, for large ranks."
+    lora_init: Literal["uniform", "orthogonal", "principal"] = "uniform"
+    "Start of lora_A; lora_B starts at 0. principal: the main directions of each weight, as in PiSSA."
     lora_r: int = Field(16, ge=1)
     "Rank of the adapters. Larger learns more and costs more memory."
     lora_alpha: float = Field(32, gt=0)
@@ -42,8 +48,14 @@ class TuningConfig(StrictModel):
     "Dropout on the adapters' input, in SFT only: ratios and references need it off elsewhere."
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     "Linear layers that get an adapter, by name suffix."
+    frozen_layers: int = Field(0, ge=0)
+    "The first so many layers keep what they have: their adapters are not trained."
+    frozen_modules: tuple[str, ...] = ()
+    "Patterns of module paths that keep what they have, such as '*.mlp.*'."
     gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IN_KEY)
     "Recompute activations in the backward pass: less memory, about a third more time."
+    optimizer: Literal["adamw", "paged_adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    "paged: its state may move to the host's memory; 8bit: a quarter of the state, a little less exact."
 
 
 class TrackingConfig(StrictModel):

@@ -77,7 +77,7 @@ def layer_bytes(trained: Trained, precision: Precision, step: Pass) -> dict[str,
     return {
         "norms": shape.layer_norms * _norm(shape, precision, trained=trained.full) + _qk_norms(trained),
         "inputs of trained maps": _inputs(trained, precision),
-        "adapters": len(trained.adapted) * trained.rank * (2 if precision.autocast else FULL)
+        "adapters": len(trained.learning) * trained.rank * (2 if precision.autocast else FULL)
         + (_magnitudes(trained, precision) if trained.magnitudes else 0),
         "attention": attention,
         "feed-forward": shape.intermediate * precision.compute * (3 if shape.gated else shape.act_copies),
@@ -93,6 +93,13 @@ def transient_bytes(shape: ModelShape, step: Pass) -> float:
     return step.tokens * (FULL * shape.intermediate + 10 * shape.hidden)
 
 
+def lengths_bytes(trained: Trained) -> float:
+    """Return what DoRA holds to measure one weight: an identity, the weight, its update; all float32."""
+    if not trained.magnitudes:
+        return 0.0
+    return max(FULL * (one.inputs**2 + 3 * one.num_weights) for one in trained.learning)
+
+
 def logits_bytes(shape: ModelShape, rows: int, *, with_entropy: bool) -> float:
     """Return the float32 logits that are held at once for some rows, with the copies of their softmax."""
     return rows * shape.vocabulary * FULL * (3 if with_entropy else 2)
@@ -101,7 +108,7 @@ def logits_bytes(shape: ModelShape, rows: int, *, with_entropy: bool) -> float:
 def peak_bytes(trained: Trained, precision: Precision, step: Pass, *, logits: float) -> float:
     """Return the peak of a forward and a backward pass: at the output head, or inside a layer."""
     kept = saved_bytes(trained, precision, step)
-    inside = kept.pop("recomputed", 0.0) + transient_bytes(trained.shape, step)
+    inside = kept.pop("recomputed", 0.0) + transient_bytes(trained.shape, step) + lengths_bytes(trained)
     return sum(kept.values()) + max(logits, inside)
 
 
@@ -136,7 +143,7 @@ def _inputs(trained: Trained, precision: Precision) -> float:
 
 def _readers(trained: Trained) -> Mapping[str, tuple[int, int]]:
     """Return, for each activation that trained maps read, its width and how many of them read it."""
-    maps: tuple[Linear, ...] = trained.shape.linears if trained.full else trained.adapted
+    maps: tuple[Linear, ...] = trained.shape.linears if trained.full else trained.learning
     found: dict[str, tuple[int, int]] = {}
     for one in maps:
         found[one.reads] = (one.inputs, found.get(one.reads, (0, 0))[1] + 1)
@@ -145,7 +152,7 @@ def _readers(trained: Trained) -> Mapping[str, tuple[int, int]]:
 
 def _magnitudes(trained: Trained, precision: Precision) -> float:
     """DoRA also keeps what the base and the adapter gave, to learn how large their sum is."""
-    outputs = sum(one.outputs for one in trained.adapted)
+    outputs = sum(one.outputs for one in trained.learning)
     return outputs * (precision.compute + (2 if precision.autocast else FULL))
 
 

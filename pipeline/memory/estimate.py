@@ -104,7 +104,14 @@ def trained_weights(work: Workload, shape: ModelShape) -> Trained:
     if work.every_weight or tuning is None:
         return Trained(shape, rank=0)
     targets = None if tuning.target_modules == "all-linear" else tuning.target_modules
-    return Trained(shape, rank=tuning.lora_r, targets=targets)
+    return Trained(
+        shape,
+        rank=tuning.lora_r,
+        targets=targets,
+        frozen_layers=tuning.frozen_layers,
+        magnitudes=tuning.use_dora,
+        frozen=tuning.frozen_modules,
+    )
 
 
 def held_dtype(work: Workload) -> Dtype:
@@ -119,8 +126,9 @@ def _held(work: Workload, trained: Trained) -> tuple[int, int, int]:
     heads = work.heads * trained.shape.hidden + work.head_biases
     num_trained = work.trained * trained.num_trained + heads
     adapters = 4 * ((work.trained + work.frozen) * trained.num_adapter + heads)
+    optimizer = work.tuning.optimizer if work.tuning is not None else "adamw"
     sizes = work.trained * trained.sizes + work.heads * [trained.shape.hidden] + work.head_biases * [1]
-    return num_trained, adapters, optimizer_bytes(sizes, work.optimizer)
+    return num_trained, adapters, optimizer_bytes(sizes, optimizer)
 
 
 def _phases(work: Workload, trained: Trained, precision: Precision, num_trained: int) -> dict[str, Range]:
@@ -128,7 +136,7 @@ def _phases(work: Workload, trained: Trained, precision: Precision, num_trained:
     phases = {"reading": Range.exact(0)}
     if work.step is not None:
         phases["training"] = _bounded(lambda step: _training(work, trained, precision, step), work.step)
-        if not work.fused_step and "8bit" not in work.optimizer:
+        if work.tuning is None or work.tuning.optimizer == "adamw":
             # The square roots and quotients of a step over all tensors at once.
             phases["optimizer step"] = Range.exact(4 * num_trained)
     if work.decoding is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def _gated(config: Config, **options: Any) -> ModelShape:
         head_size=head_size,
         intermediate=inner,
         vocabulary=int(config["vocab_size"]),
-        linears=options.get("linears", linears),
+        linears=_in_blocks(options.get("linears", linears), "self_attn", "mlp"),
         tied=bool(config.get("tie_word_embeddings", options.get("tied", False))),
         norm=norm,
         layer_norms=norms,
@@ -183,6 +184,8 @@ def _gpt2(config: Config) -> ModelShape:
         tied=True,
         positions=int(config["n_positions"]),
         act_copies=copies,
+        blocks=("attn", "mlp"),
+        layers_path="transformer.h",
     )
 
 
@@ -195,7 +198,9 @@ def _gpt_neox(config: Config) -> ModelShape:
         Linear("dense_h_to_4h", hidden, inner, bias, "mlp"),
         Linear("dense_4h_to_h", inner, hidden, bias, "inner"),
     )
-    return _plain_decoder(config, config, linears, tied=False)
+    return _plain_decoder(
+        config, config, linears, tied=False, blocks=("attention", "mlp"), layers_path="gpt_neox.layers"
+    )
 
 
 def _phi(config: Config) -> ModelShape:
@@ -228,8 +233,20 @@ def _opt(config: Config) -> ModelShape:
     )
     sizes = {**config, "intermediate_size": inner}
     return _plain_decoder(
-        config, sizes, linears, tied=True, positions=int(config["max_position_embeddings"]) + 2
+        config,
+        sizes,
+        linears,
+        tied=True,
+        positions=int(config["max_position_embeddings"]) + 2,
+        blocks=("self_attn", ""),
+        layers_path="model.decoder.layers",
     )
+
+
+def _in_blocks(linears: Sequence[Linear], attention: str, mlp: str) -> tuple[Linear, ...]:
+    """Name the module of the layer that holds each map."""
+    blocks = {"attention": attention, "context": attention, "mlp": mlp, "inner": mlp}
+    return tuple(replace(one, block=blocks[one.reads]) for one in linears)
 
 
 def _plain_decoder(
@@ -248,7 +265,7 @@ def _plain_decoder(
         head_size=hidden // heads,
         intermediate=int(sizes["intermediate_size"]),
         vocabulary=int(config["vocab_size"]),
-        linears=linears,
+        linears=_in_blocks(linears, *options.get("blocks", ("self_attn", "mlp"))),
         tied=bool(config.get("tie_word_embeddings", tied)),
         norm="layer",
         layer_norms=norms,
@@ -259,6 +276,7 @@ def _plain_decoder(
         gated=False,
         act_copies=int(options.get("act_copies", 1)),
         max_positions=limit,
+        layers_path=options.get("layers_path", "model.layers"),
     )
 
 

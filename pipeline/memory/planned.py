@@ -61,7 +61,9 @@ def _row(plan: Plan, store: Store, stage: PlannedStage, card: CardSize) -> Memor
     spec, config = stage.wired.spec, stage.wired.config
     declare = spec.memory
     if declare is None:
-        return None
+        computes = "tuning" in type(config).model_fields
+        because = f"the trainer of {spec.kind} is not measured yet"
+        return MemoryRow(stage.name, spec.kind, None, because) if computes else None
     roles = tuple(stage.wired.inputs)
     try:
         shape = _shape(plan, store, stage)

@@ -20,6 +20,8 @@ class Linear:
     bias: bool
     reads: str
     "Which activation it reads; maps that read the same one may share what autograd keeps of it."
+    block: str = ""
+    "Module of the layer that holds it; empty when the layer does."
 
     @property
     def num_weights(self) -> int:
@@ -66,6 +68,8 @@ class ModelShape:
     softcap: bool = False
     "Attention scores are bounded, so no fused kernel computes them."
     max_positions: int | None = None
+    layers_path: str = "model.layers"
+    "Module that holds the layers."
 
     @property
     def query_width(self) -> int:
@@ -109,6 +113,10 @@ class ModelShape:
     def num_layer(self) -> int:
         """Parameters of one layer."""
         return sum(linear.num_parameters for linear in self.linears) + self.layer_vectors
+
+    def path(self, layer: int, linear: Linear) -> str:
+        """Return the full path of a linear map's module."""
+        return ".".join(filter(None, (self.layers_path, str(layer), linear.block, linear.name)))
 
     def all_linears(self) -> Iterator[Linear]:
         """Yield every linear map of every layer."""

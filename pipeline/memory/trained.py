@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from pipeline.memory.shape import Linear, ModelShape
 
@@ -21,6 +22,8 @@ class Trained:
     "First layers in which nothing is trained."
     magnitudes: bool = False
     "DoRA: one more number an output."
+    frozen: Sequence[str] = ()
+    "Patterns of module paths in which nothing is trained."
     embeddings: bool = True
     "Token and position tables and the head are trained, where the weights themselves are."
 
@@ -47,21 +50,37 @@ class Trained:
         """Numbers of weights of every trained tensor, as an optimizer holds them."""
         if self.full:
             return self._full_sizes()
-        return self.layers * self._layer_sizes()
+        shape = self.shape
+        return [
+            size
+            for layer in range(self.frozen_layers, shape.layers)
+            for one in self.adapted
+            if not self._is_frozen(shape.path(layer, one))
+            for size in self._map_sizes(one)
+        ]
 
     @property
     def num_adapter(self) -> int:
         """Weights of one whole adapter, frozen layers included; 0 where the weights themselves train."""
-        return self.shape.layers * sum(self._layer_sizes())
+        return self.shape.layers * sum(sum(self._map_sizes(one)) for one in self.adapted)
 
     @property
     def num_trained(self) -> int:
         """Weights that get gradients."""
         return sum(self.sizes)
 
-    def _layer_sizes(self) -> list[int]:
-        sizes = [side for one in self.adapted for side in (self.rank * one.inputs, self.rank * one.outputs)]
-        return sizes + [one.outputs for one in self.adapted if self.magnitudes]
+    @property
+    def learning(self) -> tuple[Linear, ...]:
+        """Linear maps of a layer, the last one, whose adapters get gradients."""
+        last = self.shape.layers - 1
+        return tuple(one for one in self.adapted if not self._is_frozen(self.shape.path(last, one)))
+
+    def _map_sizes(self, one: Linear) -> list[int]:
+        sizes = [self.rank * one.inputs, self.rank * one.outputs]
+        return [*sizes, one.outputs] if self.magnitudes else sizes
+
+    def _is_frozen(self, path: str) -> bool:
+        return any(fnmatchcase(path, pattern) for pattern in self.frozen)
 
     def _full_sizes(self) -> list[int]:
         shape = self.shape

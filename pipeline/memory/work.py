@@ -41,13 +41,10 @@ class Workload:
     "Of these, the ones with an offset."
     every_weight: bool = False
     "Every weight of the base is trained, whatever the tuning says."
-    optimizer: str = "adamw"
     autocast: bool = False
     "On a GPU, matrix products run in bfloat16 whatever the weights are."
     with_entropy: bool = False
     "The loss also needs the entropy of each distribution."
     decoding: Decoding | None = None
-    fused_step: bool = False
-    "The optimizer makes no temporary copies of what it trains."
     full_precision: bool = False
     "The base is held in float32 whatever model.dtype says."

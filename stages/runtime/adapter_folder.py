@@ -28,7 +28,6 @@ _ON_HUB = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)@(?P<commit>[0-9a-f]{40})")
 "How a run names a Hub model once its revision is pinned to a commit."
 _HEAD_MODULES = ["classifier", "score"]
 _PLAIN_LORA = {
-    "use_dora": "DoRA",
     "rank_pattern": "a rank of its own for some layers",
     "alpha_pattern": "a scale of its own for some layers",
     "layers_pattern": "a layer pattern",
@@ -52,6 +51,8 @@ class StoredAdapter:
     alpha: float
     rank_stabilised: bool
     "True: the scale is alpha / sqrt(rank); False: alpha / rank."
+    magnitudes: bool
+    "DoRA: the tensors hold a length for each output of each layer."
     target_modules: str | list[str]
     tensors: Mapping[str, Tensor]
 
@@ -81,6 +82,7 @@ def open_adapter(source: Checkpoint, base: Checkpoint) -> StoredAdapter:
         rank=int(config["r"]),
         alpha=float(config["lora_alpha"]),
         rank_stabilised=bool(config.get("use_rslora")),
+        magnitudes=bool(config.get("use_dora")),
         target_modules=config["target_modules"],
         tensors={key: value for key, value in tensors.items() if not key.startswith(HEAD_KEY)},
     )

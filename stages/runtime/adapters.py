@@ -5,9 +5,10 @@ Nothing is ever merged into the base, and a base in 4 bits is never written to d
 
 from __future__ import annotations
 
-import hashlib
+import fnmatch
 import logging
 import math
+import re
 import warnings
 from collections.abc import Mapping, Set
 from pathlib import Path
@@ -28,6 +29,8 @@ from stages.runtime.adapter_folder import (
     write_config,
     write_tensors,
 )
+from stages.runtime.adapter_start import start_adapter, uniform_start
+from stages.runtime.adapter_weights import MAGNITUDE, named_adapter_parameters, stored_key
 from stages.runtime.folders import ADAPTER_WEIGHTS_FILE
 from stages.runtime.loading import base_of, causal_lm_of
 from stages.runtime.switch import AdapterSwitch, enable_checkpointing
@@ -36,12 +39,14 @@ from stages.runtime.text.chat import TextContract, generation_eos
 __all__ = [
     "AdapterSwitch",
     "enable_checkpointing",
+    "is_frozen",
     "load_adapter",
     "load_head",
     "named_adapter_parameters",
     "new_adapter",
     "save_adapter",
     "stored_key",
+    "trained_parameters",
 ]
 
 LOGGER = logging.getLogger(__name__)
@@ -64,14 +69,13 @@ def new_adapter(
         lora_alpha=tuning.lora_alpha,
         lora_dropout=tuning.lora_dropout,
         target_modules=targets if isinstance(targets, str) else sorted(targets),
+        use_dora=tuning.use_dora,
+        use_rslora=tuning.use_rslora,
         task_type="CAUSAL_LM",
     )
     model = _inject(base, config, name=name)
-    for key, parameter in named_adapter_parameters(model, name):
-        if ".lora_A." in key:
-            with torch.no_grad():
-                parameter.copy_(_initial(parameter.shape, key=stored_key(key, name), seed=seed))
-    _set_trainable(model, name, trainable=True)
+    start_adapter(model, name, tuning.lora_init, seed=seed)
+    _set_trainable(model, name, tuning)
     return model
 
 
@@ -106,7 +110,7 @@ def load_adapter(
     config = _wanted_config(stored, tuning=tuning, dropout=dropout)
     model = _inject(model, config, name=name)
     _fill(model, stored, name=name)
-    _set_trainable(model, name, trainable=trainable)
+    _set_trainable(model, name, (tuning or TuningConfig()) if trainable else None)
     return model
 
 
@@ -163,17 +167,21 @@ def save_adapter(
     return folder
 
 
-def named_adapter_parameters(model: PeftModel, name: str) -> list[tuple[str, torch.nn.Parameter]]:
-    """Return the weights of one adapter with their full names, sorted by name."""
-    part = f".{name}."
-    found = ((key, value) for key, value in model.named_parameters() if ".lora_" in key and part in key)
-    return sorted(found, key=lambda item: item[0])
+def trained_parameters(model: PeftModel, name: str) -> list[tuple[str, torch.nn.Parameter]]:
+    """Return the weights of one adapter that get gradients, sorted by name."""
+    return [(key, value) for key, value in named_adapter_parameters(model, name) if value.requires_grad]
 
 
-def stored_key(key: str, name: str) -> str:
-    """Return the name of a weight in a PEFT folder: the adapter's own name is left out."""
-    before, _, after = key.rpartition(f".{name}.")
-    return f"{before}.{after}"
+def is_frozen(key: str, tuning: TuningConfig) -> bool:
+    """Say whether a weight belongs to a layer or module that the tuning leaves as it is."""
+    layer = _LAYER.search(key)
+    if layer is not None and int(layer[1]) < tuning.frozen_layers:
+        return True
+    path = key.split(".lora_")[0].removeprefix("base_model.model.")
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in tuning.frozen_modules)
+
+
+_LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 
 def _inject(model: PreTrainedModel | PeftModel, config: LoraConfig, *, name: str) -> PeftModel:
@@ -199,14 +207,22 @@ def _inject(model: PreTrainedModel | PeftModel, config: LoraConfig, *, name: str
     return model.train(was_training)
 
 
-def _set_trainable(model: PeftModel, name: str, *, trainable: bool) -> None:
-    for _, parameter in named_adapter_parameters(model, name):
-        parameter.requires_grad_(trainable)
+def _set_trainable(model: PeftModel, name: str, tuning: TuningConfig | None) -> None:
+    """Let an adapter learn but for what the tuning freezes; without a tuning, none of it learns."""
+    for key, parameter in named_adapter_parameters(model, name):
+        parameter.requires_grad_(tuning is not None and not is_frozen(key, tuning))
 
 
 def _wanted_config(stored: StoredAdapter, *, tuning: TuningConfig | None, dropout: float) -> LoraConfig:
     """Build the config to load an adapter with: the stored one, or a wider one of the same scale."""
     rank, alpha = stored.rank, stored.alpha
+    if tuning is not None and tuning.use_dora and not stored.magnitudes:
+        raise HandOverError(
+            f"{stored.name} is plain LoRA, and use_dora asks for an adapter with magnitudes",
+            where="tuning.use_dora",
+            hint="use_dora: false here, or use_dora: true in the stage that made it",
+            code="other-form",
+        )
     if tuning is not None and tuning.lora_r != rank:
         if tuning.lora_r < rank:
             raise HandOverError(
@@ -223,6 +239,7 @@ def _wanted_config(stored: StoredAdapter, *, tuning: TuningConfig | None, dropou
         lora_dropout=dropout,
         target_modules=stored.target_modules,
         use_rslora=stored.rank_stabilised,
+        use_dora=stored.magnitudes,
         task_type="CAUSAL_LM",
     )
 
@@ -257,6 +274,8 @@ def _key_findings(wanted: Set[str], stored: StoredAdapter) -> list[Finding]:
 
 
 def _fits(here: torch.Size, there: torch.Size, *, key: str, rank: int) -> bool:
+    if MAGNITUDE in key:
+        return here == there
     axis = 0 if ".lora_A." in key else 1
     same = len(here) == len(there) and all(
         a == b for i, (a, b) in enumerate(zip(here, there, strict=True)) if i != axis
@@ -266,19 +285,13 @@ def _fits(here: torch.Size, there: torch.Size, *, key: str, rank: int) -> bool:
 
 def _copy_widened(parameter: Tensor, stored: Tensor, *, key: str) -> None:
     """Copy a weight into a parameter of equal or larger rank: A'=[A; random], B'=[B, 0]."""
-    if ".lora_A." in key:
+    if MAGNITUDE in key:
+        parameter.copy_(stored.to(parameter))
+    elif ".lora_A." in key:
         rows = stored.shape[0]
         parameter[:rows] = stored.to(parameter)
         if rows < parameter.shape[0]:
-            parameter[rows:] = _initial(parameter.shape, key=key, seed=0)[rows:].to(parameter)
+            parameter[rows:] = uniform_start(parameter.shape, key=key, seed=0)[rows:].to(parameter)
     else:
         parameter.zero_()
         parameter[:, : stored.shape[1]] = stored.to(parameter)
-
-
-def _initial(shape: torch.Size, *, key: str, seed: int) -> Tensor:
-    """Draw lora_A uniformly in +-1/sqrt(inputs), from a seed made of the run's seed and the name."""
-    digest = hashlib.sha256(f"{seed}|{key}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    bound = 1 / math.sqrt(shape[1])
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pipeline.contract import Checkpoint
 from pipeline.errors import HandOverError
 from stages.runtime.adapter_folder import HEAD_KEY, StoredAdapter, open_adapter, read_tensors
-from stages.runtime.adapters import named_adapter_parameters, stored_key
+from stages.runtime.adapter_weights import MAGNITUDE, named_adapter_parameters, stored_key
+from stages.runtime.dora import with_lengths
 from stages.runtime.loading import base_of, causal_lm_of
 from stages.runtime.modes import evaluating
 from stages.runtime.switch import AdapterSwitch
@@ -264,24 +266,33 @@ def _added_by_hand(inner: nn.Module, parent: StoredAdapter, *, rank: int) -> Ite
             more = max(0, rank - parent.rank)
             down = nn.functional.pad(parent.tensors[key], (0, 0, 0, more))
             up = nn.functional.pad(parent.tensors[key.replace(".lora_A.", ".lora_B.")], (0, more))
-            hooks.append(inner.get_submodule(path).register_forward_hook(_adding(down, up, parent.scale)))
+            lengths = parent.tensors.get(_PREFIX + path + MAGNITUDE)
+            adding = _adding(down, up, parent.scale, lengths)
+            hooks.append(inner.get_submodule(path).register_forward_hook(adding))
         yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _adding(down: Tensor, up: Tensor, scale: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def _adding(
+    down: Tensor, up: Tensor, scale: float, lengths: Tensor | None
+) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0].to(torch.float32)
         a, b = (weight.to(x) for weight in (down, up))
-        return (output + nn.functional.linear(nn.functional.linear(x, a), b) * scale).to(output.dtype)
+        plain = output + nn.functional.linear(nn.functional.linear(x, a), b) * scale
+        if lengths is not None and isinstance(module, LoraLayer):
+            plain = with_lengths(plain, module, down=a, up=b, scale=scale, lengths=lengths)
+        return plain.to(output.dtype)
 
     return hook
 
 
 def _holds(held: Tensor, stored: Tensor, *, axis: int) -> bool:
     """True when the first ranks are the stored ones and, in lora_B, the rest is zero."""
+    if stored.dim() == 1:
+        return torch.equal(held, stored.to(held))
     ranks = stored.shape[axis]
     if held.dim() != stored.dim() or held.shape[axis] < ranks:
         return False

@@ -82,9 +82,10 @@ def _templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def load_base(source: Checkpoint, model: ModelConfig, tuning: TuningConfig | None = None) -> PreTrainedModel:
-    """Open the base model: frozen, in eval(), on the device, in 4 bits when the tuning is qlora.
+    """Open the base model: frozen, in eval(), on the device, in 4 or 8 bits when the tuning says so.
 
-    4 bits means nf4 with double quantisation; embeddings and the output head stay as they are.
+    4 bits means nf4 with double quantisation, 8 bits LLM.int8(); embeddings and the output head stay
+    as they are.
     The model remembers `source`, so that an adapter of another base is refused later.
 
     Raises:
@@ -203,6 +204,8 @@ def _load_options(model: ModelConfig, tuning: TuningConfig | None) -> dict[str, 
         options["device_map"] = {"": device()}
     if tuning is not None and tuning.method == "qlora":
         options["quantization_config"] = _four_bits()
+    if tuning is not None and tuning.method == "8bit":
+        options["quantization_config"] = _eight_bits()
     return options
 
 
@@ -214,6 +217,12 @@ def _four_bits() -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
+
+
+def _eight_bits() -> BitsAndBytesConfig:
+    # Above a threshold, columns of large activations are computed apart; which ones depends on the whole
+    # batch, so a token's log-probability would too, and no cached reference could equal its policy.
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
 
 
 def _keep_cpu_4bit_unpacked(model: nn.Module) -> None:

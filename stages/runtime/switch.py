@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from pipeline.errors import ModelError
+from stages.runtime.dora import with_lengths
 
 _REMEDY = "pip install 'peft>=0.21,<0.22'"
 
@@ -107,6 +108,10 @@ class AdapterSwitch:
         down, up = layer.lora_A[name], layer.lora_B[name]
         with torch.no_grad(), self.on(name):
             expected = alone + (up(down(x.to(down.weight.dtype))) * layer.scaling[name]).to(alone.dtype)
+            if name in layer.lora_magnitude_vector:
+                lengths = layer.lora_magnitude_vector[name].weight
+                a, b, scale = down.weight, up.weight, layer.scaling[name]
+                expected = with_lengths(expected, layer, down=a, up=b, scale=scale, lengths=lengths)
             got = layer(x)
         tolerance = 1e-5 if alone.dtype == torch.float32 else 1e-1
         largest = float(expected.float().abs().max())

@@ -19,7 +19,7 @@ from pipeline.errors import HandOverError
 from reward.card import ScoredPair, headline, report_card
 from stages.dpo import DPOConfig
 from stages.ops.preference_losses import REFERENCE_FREE, PairLogps, implicit_rewards, preference_loss
-from stages.runtime.adapters import named_adapter_parameters, save_adapter
+from stages.runtime.adapters import save_adapter, trained_parameters
 from stages.runtime.loading import backbone, causal_lm_of
 from stages.runtime.output_head import OutputHead
 from stages.trainers.loop import LossOutput, train
@@ -123,7 +123,7 @@ def train_dpo(ctx: StageContext) -> StageResult:
             trainer = DPOTrainer(parts, output_head, config, _reference(ctx, trainer, pairs))
             start = {"handover/loss_minus_ln2": _prove_start(trainer, schedule.batches(0))}
         summary = train(
-            parameters=named_adapter_parameters(parts.model, POLICY),
+            parameters=trained_parameters(parts.model, POLICY),
             config=config,
             total_steps=schedule.total_steps,
             batches=schedule.batches,

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from pipeline.contract import StageContext
 from pipeline.errors import Interrupted, StageFailed
-from stages.config import OptimizationConfig
+from stages.config import OptimizationConfig, TrainingConfig
+from stages.runtime.optimizers import make_adamw
 from stages.runtime.saving.checkpoints import CheckpointFolder, checkpoint_key
 from stages.runtime.saving.training_state import (
     NamedParameters,
@@ -61,6 +62,7 @@ class LoopSettings:
     total_steps: int
     logging_steps: int
     save_steps: int
+    optimizer: str = "adamw"
 
     @classmethod
     def from_config(cls, config: OptimizationConfig, total_steps: int) -> LoopSettings:
@@ -75,6 +77,7 @@ class LoopSettings:
             total_steps=total_steps,
             logging_steps=config.logging_steps,
             save_steps=config.save_steps,
+            optimizer=config.tuning.optimizer if isinstance(config, TrainingConfig) else "adamw",
         )
 
     def rate(self, step: int) -> float:
@@ -162,7 +165,7 @@ def unchanged_random_state() -> Iterator[None]:
         restore_random_state(tensors, state)
 
 
-def make_optimizer(parameters: NamedParameters, settings: LoopSettings) -> torch.optim.AdamW:
+def make_optimizer(parameters: NamedParameters, settings: LoopSettings) -> torch.optim.Optimizer:
     """Make AdamW; biases and norms (one axis) are never decayed."""
     matrices = [p for _, p in parameters if p.dim() > 1]
     vectors = [p for _, p in parameters if p.dim() <= 1]
@@ -170,8 +173,9 @@ def make_optimizer(parameters: NamedParameters, settings: LoopSettings) -> torch
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    return make_adamw(
         [group for group in groups if group["params"]],
+        settings.optimizer,
         lr=settings.learning_rate,
         betas=BETAS,
         eps=settings.adam_epsilon,

@@ -18,7 +18,7 @@ from reward.loss import bradley_terry_loss
 from reward.model import ScoreHead
 from reward.spread import spread_report
 from stages.reward import RewardConfig
-from stages.runtime.adapters import load_adapter, named_adapter_parameters, save_adapter
+from stages.runtime.adapters import load_adapter, save_adapter, trained_parameters
 from stages.runtime.ensemble import member_name, save_members
 from stages.trainers.loop import LossOutput, TrainSummary, train
 from stages.trainers.order import seed_of
@@ -156,7 +156,7 @@ def _train_member(member: RewardTrainer, data: PairData, ctx: StageContext, numb
         scratch.mkdir(exist_ok=True)
         ctx = replace(ctx, scratch_dir=scratch, logger=_MemberLogger(ctx.logger, number))
     schedule = PairSchedule(data.train, config, packed=parts.packed)
-    adapter = named_adapter_parameters(parts.model, str(member.adapter))
+    adapter = trained_parameters(parts.model, str(member.adapter))
     with member.in_effect():
         return train(
             parameters=[*adapter, ("score.weight", member.head.weight)],

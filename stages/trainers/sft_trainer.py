@@ -122,7 +122,11 @@ class AnswerTrainer(SFTTrainer):
         (folder / TOTALS_FILE).write_text(json.dumps(asdict(self.totals)), encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        frozen = [value for value in self.model.parameters() if not value.requires_grad]
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # peft lets every weight of a loaded adapter learn again, also what the tuning froze.
+        for value in frozen:
+            value.requires_grad_(False)
         held = json.loads((Path(resume_from_checkpoint) / TOTALS_FILE).read_text(encoding="utf-8"))
         self.totals = Totals(**held)
 

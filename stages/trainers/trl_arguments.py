@@ -10,6 +10,7 @@ import torch
 
 from stages.config import TrainingConfig
 from stages.runtime.loading import device
+from stages.runtime.optimizers import TRL_NAMES
 
 
 def shared_arguments(config: TrainingConfig, *, steps: int, folder: Path) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def shared_arguments(config: TrainingConfig, *, steps: int, folder: Path) -> dic
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type,
         warmup_steps=math.ceil(steps * config.warmup_ratio),
-        optim="adamw_torch",
+        optim=TRL_NAMES[config.tuning.optimizer],
         adam_beta1=0.9,
         adam_beta2=0.999,
         adam_epsilon=config.adam_epsilon,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -52,20 +53,20 @@ class Seen:
 
 @contextmanager
 def counting(*models: nn.Module) -> Iterator[dict[int, int]]:
-    """Count every saved storage once; weights of the models do not count."""
+    """Count every saved storage once, as long as it lives; weights of the models do not count."""
     weights = {
         value.untyped_storage().data_ptr()
         for model in models
         for value in [*model.parameters(), *model.buffers()]
     }
     found: dict[int, int] = {}
-    kept: list[Tensor] = []
 
     def pack(value: Tensor) -> Tensor:
-        key = value.untyped_storage().data_ptr()
+        storage = value.untyped_storage()
+        key = storage.data_ptr()
         if key not in weights and key not in found:
-            found[key] = value.untyped_storage().nbytes()
-            kept.append(value)
+            found[key] = storage.nbytes()
+            weakref.finalize(storage, found.pop, key, None)
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
@@ -85,7 +86,7 @@ def watching(options: dict[str, Any], *models: nn.Module) -> Iterator[dict[str, 
         return
     with counting(*models) as found:
         yield answer
-    answer["bytes"] = sum(found.values())
+        answer["bytes"] = sum(found.values())
 
 
 def saved_by_sft(root: Path, model_type: str, sizes: dict[str, Any], **options: Any) -> Seen:
@@ -107,7 +108,8 @@ def saved_by_sft(root: Path, model_type: str, sizes: dict[str, Any], **options: 
         enable_checkpointing(model, AdapterSwitch(model))
         model.train()
     with layout.attention(model), casting, watching(options, model) as found:
-        _finish(options, answer_logprobs(model, layout.head, inputs).logprobs.sum())
+        loss = answer_logprobs(model, layout.head, inputs).logprobs.sum()
+        _finish(options, loss)
     tokens = PAIRS * (PROMPT + ANSWER)
     return Seen(base.path, found["bytes"], tokens, PROMPT + ANSWER, PAIRS * ANSWER)
 
@@ -146,7 +148,8 @@ def saved_by_ppo(root: Path, model_type: str, sizes: dict[str, Any], **options: 
     draw = _drawing()
     batch = roles.batch([Episode(draw(PROMPT), draw(ANSWER)) for _ in range(PAIRS)])
     with roles.reading(), roles.recomputing(), watching(options, roles.model, roles.value_head) as found:
-        _finish(options, roles.logprobs(POLICY, batch)[0].sum())
+        loss = roles.logprobs(POLICY, batch)[0].sum()
+        _finish(options, loss)
     tokens = PAIRS * (PROMPT + ANSWER)
     return Seen(base.path, found["bytes"], tokens, PROMPT + ANSWER, PAIRS * ANSWER)
 
@@ -173,7 +176,8 @@ def _pairs(
     (batch,) = make_batches(pairs, range(PAIRS), max_tokens=10_000, packed=True)
     loss = start(parts)
     with parts.running(), watching(options, parts.model) as found:
-        _finish(options, loss(batch))
+        total = loss(batch)
+        _finish(options, total)
     tokens = PAIRS * (PROMPT + 2 * ANSWER)
     share = PAIRS * 2 * (PROMPT + ANSWER) / tokens
     return Seen(base.path, found["bytes"], tokens, PROMPT + ANSWER, answers, share)

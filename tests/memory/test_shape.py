@@ -47,13 +47,15 @@ def test_the_linear_maps_of_a_layer_have_their_names_and_sizes(name, tmp_path):
     head = model.get_output_embeddings()
 
     found = sorted(
-        (path.split(".")[-1], tuple(sorted(module.weight.shape)), module.bias is not None)
+        (path, tuple(sorted(module.weight.shape)), module.bias is not None)
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and ".0." in path
     )
 
     shape = shape_of(config.to_dict())
-    expected = [(one.name, tuple(sorted((one.inputs, one.outputs))), one.bias) for one in shape.linears]
+    expected = [
+        (shape.path(0, one), tuple(sorted((one.inputs, one.outputs))), one.bias) for one in shape.linears
+    ]
     assert found == sorted(expected)
 
 

@@ -14,9 +14,12 @@ NamedParameters = Sequence[tuple[str, nn.Parameter]]
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, parameters: NamedParameters) -> dict[str, Tensor]:
-    """Return the optimizer's state as `parameter|slot` -> tensor (AdamW: step, exp_avg, exp_avg_sq)."""
+    """Return the optimizer's state as `parameter|slot` -> tensor (AdamW: step, exp_avg, exp_avg_sq).
+
+    bitsandbytes counts steps in a plain number; it is packed as a tensor and comes back as a number.
+    """
     return {
-        f"{name}|{slot}": value
+        f"{name}|{slot}": value if isinstance(value, Tensor) else torch.tensor(value)
         for name, parameter in parameters
         for slot, value in sorted(optimizer.state.get(parameter, {}).items())
     }
@@ -36,6 +39,9 @@ def restore_optimizer(
         if name not in by_name:
             raise ValueError(f"the checkpoint holds optimizer state of {name}, which is not trained here")
         parameter = by_name[name]
+        if slot == "step" and not isinstance(optimizer, torch.optim.AdamW):
+            optimizer.state[parameter][slot] = int(value)
+            continue
         on = torch.device("cpu") if slot == "step" else parameter.device
         optimizer.state[parameter][slot] = value.to(on).clone()
 

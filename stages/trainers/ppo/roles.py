@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.contract import Checkpoint
 from reward.model import ScoreHead
 from stages.ppo import PPOConfig
-from stages.runtime.adapters import load_adapter, load_head, named_adapter_parameters
+from stages.runtime.adapters import load_adapter, load_head, trained_parameters
 from stages.runtime.loading import backbone, load_base
 from stages.runtime.output_head import OutputHead
 from stages.runtime.segment_check import supports_segments
@@ -114,14 +114,14 @@ class Roles:
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
         """Return what the policy loss trains, by name."""
-        return dict(named_adapter_parameters(self.model, POLICY))
+        return dict(trained_parameters(self.model, POLICY))
 
     def value_parameters(self) -> dict[str, nn.Parameter]:
         """Return what the value loss alone trains, by name: its adapter, if it has one, and its head."""
         if self.value_head is None:
             return {}
         head = {f"head.{name}": parameter for name, parameter in self.value_head.named_parameters()}
-        own = named_adapter_parameters(self.model, VALUE) if self.value_on == "adapter" else ()
+        own = trained_parameters(self.model, VALUE) if self.value_on == "adapter" else ()
         return {**dict(own), **head}
 
     def _hidden(self, role: str, batch: TokenBatch) -> Tensor:

@@ -93,7 +93,7 @@ class PPOCheckpoints:
     """Checkpoints at iteration boundaries: trained weights, optimizer state and PPOState."""
 
     def __init__(
-        self, folder: CheckpointFolder, roles: Roles, optimizer: torch.optim.AdamW, best: BestPolicy
+        self, folder: CheckpointFolder, roles: Roles, optimizer: torch.optim.Optimizer, best: BestPolicy
     ) -> None:
         self._folder = folder
         self._best = best

@@ -16,6 +16,7 @@ from stages.ops.ppo_losses import policy_losses, ratios, value_losses
 from stages.ops.rewards import token_rewards
 from stages.ops.stats import masked_sum
 from stages.ppo import PPOConfig
+from stages.runtime.optimizers import make_adamw
 from stages.trainers.ppo.plan import learning_rate_factor, minibatches
 from stages.trainers.ppo.proof import prove_ratio
 from stages.trainers.ppo.roles import Roles
@@ -83,7 +84,7 @@ def make_targets(
     return Targets(rewards, advantages, returns)
 
 
-def make_optimizer(roles: Roles, config: PPOConfig) -> torch.optim.AdamW:
+def make_optimizer(roles: Roles, config: PPOConfig) -> torch.optim.Optimizer:
     """Make AdamW with one group for the policy and one for the value function, without decay.
 
     Decay would pull an adapter to zero, that is to the base and not to the SFT policy.
@@ -93,12 +94,13 @@ def make_optimizer(roles: Roles, config: PPOConfig) -> torch.optim.AdamW:
         {"params": list(roles.value_parameters().values()), "lr": config.value_peak_learning_rate},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=0.0)
+    rate, epsilon = config.learning_rate, config.adam_epsilon
+    return make_adamw(groups, config.tuning.optimizer, lr=rate, eps=epsilon, weight_decay=0.0)
 
 
 def update(
     roles: Roles,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     rollouts: Rollouts,
     readings: Readings,
     targets: Targets,
@@ -137,7 +139,7 @@ class _Minibatch:
     """Accumulates the gradients of one minibatch and applies them."""
 
     roles: Roles
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     rollouts: Rollouts
     readings: Readings
     targets: Targets
