@@ -1,12 +1,13 @@
-"""`triptych compare`: two runs side by side."""
+"""`triptych compare`: two runs side by side, or what two of their stages answer to the same prompts."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import arguments
+from pipeline.cli import arguments, voices
 
 if TYPE_CHECKING:
     from pipeline.report.compare import StagePair
@@ -14,15 +15,26 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("first", help="name of a run, or its run file")
-    parser.add_argument("second", help="the run to compare it with")
+    parser.add_argument("first", help="name of a run, or its run file; RUN:STAGE to compare what stages say")
+    parser.add_argument("second", help="the run, or RUN:STAGE, to compare it with")
     parser.add_argument("--all", action="store_true", help="show every metric, not the telling ones only")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON; of stages, one line a prompt")
+    stages = parser.add_argument_group("of two stages")
+    stages.add_argument("--prompts", type=Path, metavar="FILE", help="JSON Lines with a prompt")
+    stages.add_argument("--max-prompts", type=int, help="only the first so many prompts")
+    stages.add_argument(
+        "--blind", type=Path, metavar="FILE", help="write a .csv or .xlsx for raters, and the key beside it"
+    )
+    voices.add_voice(stages, temperature=0.0)
     arguments.add_store(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     """Print what the runs share and where they part."""
+    if ":" in args.first or ":" in args.second:
+        from pipeline.cli.compare_text import compare_text
+
+        return compare_text(args)
     from pipeline.cli import tables
     from pipeline.report.collect import collect
     from pipeline.report.compare import compare_runs, compare_tables
