@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Self
 
 
 class ExitCode(IntEnum):
@@ -47,7 +48,7 @@ class UserError(Exception):
         self.findings: tuple[Finding, ...] = (Finding(message, where, hint, code),)
 
     @classmethod
-    def from_findings(cls, findings: Sequence[Finding]) -> UserError:
+    def from_findings(cls, findings: Sequence[Finding]) -> Self:
         """Build one error that shows every finding at once."""
         if not findings:
             raise ValueError("an error needs at least one finding")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import worker
+from pipeline.cli.main import main
 from pipeline.contract import StageContext
 from pipeline.errors import ConfigError, ExitCode
 from pipeline.manifest import read_manifest
@@ -251,6 +252,20 @@ def test_all_mistakes_are_shown_before_anything_runs(engine: Engine) -> None:
         ("missing-file", "chain.yaml:7", "second"),
     ]
     assert engine.tally == []
+
+
+def test_mistakes_of_the_file_and_of_its_inputs_are_shown_together(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.write(CHAIN.replace("rate: 2", "rat: 2").replace("corpus.txt", "corpse.txt"))
+    monkeypatch.chdir(engine.folder)
+
+    assert main(["plan", engine.file.name]) == ExitCode.USER_ERROR
+
+    said = capsys.readouterr().err
+    assert "'rat'" in said
+    assert "corpse.txt" in said
+    assert "corpus.txt is there" in said
 
 
 def test_a_cards_own_check_speaks_before_anything_runs(engine: Engine) -> None:

@@ -7,8 +7,9 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from pipeline.errors import UserError
-from pipeline.inputs import RunFile
+from pipeline.errors import ConfigError, UserError
+from pipeline.fingerprint import file_digest
+from pipeline.inputs import RunFile, wire
 from pipeline.store import Store
 
 DEFAULT_STORE = "store"
@@ -39,10 +40,18 @@ def add_store(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> tuple[RunFile, Store]:
-    """Load the run file with its overrides, and name its store."""
-    from pipeline.config.load import load_run
+    """Load the run file with its overrides, and name its store.
 
-    run = load_run(args.file, args.overrides)
+    Raises:
+        ConfigError: everything that is wrong with the file and with what its inputs name.
+    """
+    from pipeline.config.load import RunFileError, load_run
+
+    try:
+        run = load_run(args.file, args.overrides)
+    except RunFileError as error:
+        inputs = () if error.run is None else wire(error.run, file_digest).findings
+        raise ConfigError.from_findings(list(dict.fromkeys([*error.findings, *inputs]))) from None
     return run, Store(args.store or Path(run.config.store))
 
 

@@ -78,11 +78,18 @@ class LoadedRun:
         return dumped
 
 
+class RunFileError(ConfigError):
+    """Mistakes of a run file."""
+
+    run: LoadedRun | None = None
+    "What can be read of the file all the same, with default settings where a stage's own are wrong."
+
+
 def load_run(path: Path, overrides: Sequence[str] = ()) -> LoadedRun:
     """Read a run file with command-line overrides and check all of it.
 
     Raises:
-        ConfigError: everything that is wrong with the file, in one error.
+        RunFileError: everything that is wrong with the file, in one error.
     """
     return _Loading.start(path, overrides).finish()
 
@@ -127,9 +134,22 @@ class _Loading:
         for name, spec in self.specs.items():
             self.check_entry(name, spec, blocks[name])
         findings = [*self.source.findings, *self.found.values()]
-        if findings or config is None:
-            raise ConfigError.from_findings(sorted(findings, key=_line))
-        typed = {name: stage for name, stage in stages.items() if stage is not None}
+        run = self.readable(config, stages)
+        if findings or run is None:
+            error = RunFileError.from_findings(sorted(findings, key=_line))
+            error.run = run
+            raise error
+        return run
+
+    def readable(
+        self, config: RunConfig | None, stages: Mapping[str, StrictModel | None]
+    ) -> LoadedRun | None:
+        """Return the run with defaults in place of settings that are wrong; None without a whole frame."""
+        if config is None or config.stages.keys() != stages.keys():
+            return None
+        typed = {
+            name: stage or self.specs[name].config_type.model_construct() for name, stage in stages.items()
+        }
         return LoadedRun(config, MappingProxyType(typed), self.source)
 
     def note(self, path: KeyPath, finding: Finding) -> None:
