@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import gzip
 import io
@@ -82,7 +83,8 @@ def _mutate_value(rng: random.Random, row: Any) -> Any:
             elif isinstance(place, dict) and rng.random() < 0.1:
                 place[f"{key}x"] = place.pop(key)
             else:
-                place[key] = rng.choice(VALUES)
+                # A copy: a later mutation may reach into it, and must not put a value inside itself.
+                place[key] = copy.deepcopy(rng.choice(VALUES))
             break
     return row
 
