@@ -7,9 +7,10 @@ TRL default (float32 base, bfloat16 autocast, gradient checkpointing, head on ev
 TRL compact (its head on answer tokens only, as on a GPU), TRL best (compact, no checkpointing,
 reference precomputed), ours like for like (same precision and checkpointing as TRL's default)
 and ours as the stages run (bfloat16 base, no checkpointing, reference precomputed).
-Times are CPU seconds of the process; peaks are exact live tensor bytes above the weights on the
-batch with the longest row. Real hh-rlhf pairs when the file is here (TRIPTYCH_REALDATA), else
-lengths drawn like theirs.
+Times are CPU seconds of the process; `x floor` compares them with the FLOPs of a step that computes
+every token once, at the speed of the machine's own matrix products (flop_floor.py); peaks are exact
+live tensor bytes above the weights on the batch with the longest row. Real hh-rlhf pairs when the file
+is here (TRIPTYCH_REALDATA), else lengths drawn like theirs.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from stages.trainers.pair_data import TokenPair
 from stages.trainers.pair_model import PairModel, recompute_layers
 from stages.trainers.pairs import make_batches
 from stages.trainers.reward import RewardTrainer
+from tests.benchmarks.flop_floor import gemm_speed, step_flops
 from tests.benchmarks.live_bytes import LiveBytes
 from tests.tiny import tiny_tokenizer
 
@@ -115,15 +117,23 @@ def measure(
             variant.step(longest)
         variant.peak = tracker.peak
         variant.clear()
+    every = [pairs[number] for batch in batches for number in batch] * rounds
+    flops = step_flops(every, CONFIG, with_head=title == "dpo")
+    speeds = {dtype: gemm_speed(dtype, CONFIG) for dtype in (torch.float32, torch.bfloat16)}
     first, compact = variants[0].seconds, next((v.seconds for v in variants if "compact" in v.name), None)
     print(f"\n{title}: CPU seconds for {rounds} x {len(batches)} batches")
-    print(f"{'':44}{'CPU s':>8}{'once':>7}{'x default':>11}{'x compact':>11}{'peak MB':>9}{'mean loss':>11}")
+    for dtype, speed in speeds.items():
+        name = str(dtype).removeprefix("torch.")
+        least = f"{flops / speed:.2f} CPU s at {speed / 1e9:.0f} GFLOP/s in {name}"
+        print(f"floor: {flops / 1e9:.0f} GFLOP, {least}")
+    columns = ("CPU s", "once", "x default", "x compact", "x floor", "peak MB", "mean loss")
+    print(f"{'':44}" + "".join(f"{name:>11}" for name in columns))
     for v in variants:
-        against = f"{compact / v.seconds:11.2f}" if compact else " " * 11
-        mean = sum(v.losses) / len(v.losses)
+        against = f"{compact / v.seconds:11.2f}" if compact else f"{'-':>11}"
+        floor = flops / speeds[torch.float32 if "float32" in v.name else torch.bfloat16]
         print(
-            f"{v.name:44}{v.seconds:8.2f}{v.once:7.2f}{first / v.seconds:11.2f}{against}"
-            f"{v.peak / 1e6:9.0f}{mean:11.5f}",
+            f"{v.name:44}{v.seconds:11.2f}{v.once:11.2f}{first / v.seconds:11.2f}{against}"
+            f"{v.seconds / floor:11.2f}{v.peak / 1e6:11.0f}{sum(v.losses) / len(v.losses):11.5f}",
             flush=True,
         )
 
