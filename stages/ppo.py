@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from importlib.util import find_spec
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -66,6 +67,10 @@ class PPOConfig(StrictModel):
     "Divides the logits, in sampling and in every log-prob."
     generation_batch_size: int = Field(64, ge=1)
     "Responses decoded at once; bounds the memory of the key-value cache."
+    generation_backend: Literal["sampler", "transformers", "vllm"] = "sampler"
+    "What samples: the sampler here, exact on resume; transformers' continuous batching; or vLLM."
+    vllm_memory_share: float = Field(0.3, gt=0, lt=1)
+    "Share of a GPU's memory for vLLM's own copy of the base and its cache."
 
     reward_weight: float = 1.0
     "Factor of the reward model's score in the mix."
@@ -213,6 +218,7 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     from stages.runtime.score_function import score_function_findings
 
     findings = reward_findings(stage.name, stage.config, stage.roles)
+    findings += backend_findings(stage.name, stage.config)
     for source in stage.inputs.values():
         if source.kind == ArtifactKind.FUNCTION:
             findings += score_function_findings(source)
@@ -222,6 +228,22 @@ def check(stage: StageCheck) -> Sequence[Finding]:
             read_prompts(prompts.path)
         except UserError as error:
             findings += error.findings
+    return findings
+
+
+def backend_findings(name: str, config: PPOConfig) -> list[Finding]:
+    """Say whether the generation backend can be used with these settings, without importing it."""
+    if config.generation_backend != "vllm":
+        return []
+    where, findings = f"stages.{name}.generation_backend", []
+    if find_spec("vllm") is None:
+        hint = "pip install 'triptych[vllm]', or generation_backend: sampler"
+        findings.append(
+            Finding("generation_backend is vllm, and vLLM is not installed", where, hint, "no-vllm")
+        )
+    if config.tuning.method == "qlora":
+        message = "vLLM would sample from a base that is not quantised as the one that is trained"
+        findings.append(Finding(message, where, "generation_backend: sampler", "vllm-qlora"))
     return findings
 
 

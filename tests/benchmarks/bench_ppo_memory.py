@@ -27,6 +27,7 @@ from stages.runtime.adapters import (
     load_adapter,
     named_adapter_parameters,
 )
+from stages.runtime.backends import OwnSampler
 from stages.runtime.loading import backbone, load_base
 from stages.runtime.output_head import OutputHead
 from stages.runtime.segments import segment_model
@@ -162,8 +163,8 @@ def _ppo_peaks(inputs: dict[str, Checkpoint], config: PPOConfig) -> dict[str, in
             roles,
             prompts,
             config,
+            backend=OwnSampler(roles.model, 0, config.generation_batch_size),
             stop_token_ids=(),
-            pad_token_id=0,
             generator=sampling_generator(0, 0),
         )
         peaks["sampling"] = worst()

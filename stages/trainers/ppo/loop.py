@@ -95,8 +95,8 @@ def gather(setting: Setting, iteration: int) -> tuple[Rollouts, Readings]:
         setting.roles,
         [setting.prompts[row] for row in chosen],
         config,
+        backend=setting.backend,
         stop_token_ids=setting.chat.stop_token_ids,
-        pad_token_id=int(setting.tokenizer.pad_token_id),
         generator=sampling_generator(config.seed, iteration),
     )
     plan = minibatches(rollouts.total_lengths, config, iteration=iteration, epoch=0)

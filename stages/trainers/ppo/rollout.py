@@ -11,7 +11,7 @@ from torch import Tensor
 from stages.data import PromptRow
 from stages.ops.masks import length_mask
 from stages.ppo import PPOConfig
-from stages.runtime.generation import sample
+from stages.runtime.backends import Backend
 from stages.trainers.ppo.batches import Episode
 from stages.trainers.ppo.roles import POLICY, REFERENCE, Roles
 
@@ -71,21 +71,18 @@ def sample_rollouts(
     prompts: Sequence[EncodedPrompt],
     config: PPOConfig,
     *,
+    backend: Backend,
     stop_token_ids: Sequence[int],
-    pad_token_id: int,
     generator: torch.Generator,
 ) -> Rollouts:
     """Let the policy answer every prompt once."""
     roles.switch.use(POLICY)
-    sampled = sample(
-        roles.model,
+    sampled = backend.sample(
         [prompt.ids for prompt in prompts],
         max_new_tokens=config.max_new_tokens,
         stop_token_ids=stop_token_ids,
         temperature=config.temperature,
         generator=generator,
-        pad_token_id=pad_token_id,
-        batch_size=config.generation_batch_size,
     )
     lengths = torch.tensor([len(response) for response in sampled.responses], device=roles.device)
     mask = length_mask(lengths, width=int(lengths.max()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,14 +13,17 @@ from pipeline.contract import StageContext
 from pipeline.errors import ConfigError, DataError, ModelError
 from stages.data import read_prompts
 from stages.ppo import PPOConfig, reward_findings
+from stages.runtime.adapters import save_adapter
+from stages.runtime.backends import Backend, ContinuousBatching, OwnSampler
 from stages.runtime.loading import (
+    base_dtype,
     causal_lm_of,
     load_tokenizer,
     position_findings,
     vocabulary_findings,
 )
 from stages.runtime.text.chat import ChatText, check_same_text, generation_eos
-from stages.trainers.ppo.roles import Roles, load_roles
+from stages.trainers.ppo.roles import POLICY, Roles, load_roles
 from stages.trainers.ppo.rollout import EncodedPrompt
 from stages.trainers.ppo.sources import Sources, open_sources
 
@@ -36,6 +40,8 @@ class Setting:
     chat: ChatText
     prompts: Sequence[EncodedPrompt]
     sources: Sources
+    backend: Backend
+    "Who samples."
     dropped: int
     "Prompts set aside for their length."
 
@@ -68,7 +74,34 @@ def open_setting(ctx: StageContext) -> Setting:
     unfit = [*vocabulary_findings(tokenizer, roles.model), *position_findings(roles.model, longest)]
     if unfit:
         raise ModelError.from_findings(unfit)
-    return Setting(config, roles, tokenizer, chat, kept, sources, len(encoded) - len(kept))
+    backend = _open_backend(ctx, roles, tokenizer)
+    return Setting(config, roles, tokenizer, chat, kept, sources, backend, dropped=len(encoded) - len(kept))
+
+
+def _open_backend(ctx: StageContext, roles: Roles, tokenizer: PreTrainedTokenizerBase) -> Backend:
+    config: PPOConfig = ctx.config
+    pad, rows = int(tokenizer.pad_token_id), config.generation_batch_size
+    if config.generation_backend == "sampler":
+        return OwnSampler(roles.model, pad, rows)
+    if config.generation_backend == "transformers":
+        return ContinuousBatching(roles.model, pad, rows)
+    from stages.runtime.vllm_backend import VllmBackend
+
+    base = ctx.inputs["base"]
+
+    def write(folder: Path) -> Path:
+        return save_adapter(roles.model, folder, name=POLICY, base=base, tokenizer=tokenizer)
+
+    return VllmBackend(
+        str(base.path) if base.path.is_dir() else base.source,
+        write_adapter=write,
+        scratch=ctx.scratch_dir,
+        rank=config.tuning.lora_r,
+        dtype=str(base_dtype(config.model)).removeprefix("torch."),
+        max_length=config.max_length,
+        batch_size=rows,
+        memory_share=config.vllm_memory_share,
+    )
 
 
 def _check_text(ctx: StageContext, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> None:
