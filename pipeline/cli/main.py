@@ -13,6 +13,8 @@ COMMANDS = {
     "run": ("pipeline.cli.run", "run every stage that is not in the store yet"),
     "init": ("pipeline.cli.init", "write a commented run file to start from"),
     "plan": ("pipeline.cli.plan", "say what run would do, and why"),
+    "models": ("pipeline.cli.models", "for a base model, the smallest card for each stage"),
+    "gpus": ("pipeline.cli.gpus", "for a card, the largest base model for each stage"),
     "status": ("pipeline.cli.status", "show the runs of a store and their stages"),
     "verify": ("pipeline.cli.verify", "compare committed files with their records"),
     "lineage": ("pipeline.cli.lineage", "show what a result was made from"),

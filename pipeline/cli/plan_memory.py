@@ -7,7 +7,8 @@ from typing import Any
 
 from pipeline.cli import tables
 from pipeline.errors import ConfigError
-from pipeline.memory.card_size import CardSize, local_card, parse_size
+from pipeline.memory.card_size import CardSize, local_card
+from pipeline.memory.hardware import find_card, read_hardware
 from pipeline.memory.planned import MemoryRow, gib, memory_findings, memory_rows
 from pipeline.plan import Plan
 from pipeline.store import Store
@@ -20,7 +21,7 @@ _LARGEST_NOTE = "Each with every other setting as it is; the largest length with
 
 def card_of(text: str | None) -> CardSize | None:
     """Return the card that --gpu names, else this machine's, else None."""
-    return parse_size(text) if text is not None else local_card()
+    return find_card(text, read_hardware()) if text is not None else local_card()
 
 
 def show_memory(rows: Sequence[MemoryRow], card: CardSize) -> None:
