@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from reward.preferences.plots import Interval, Point, histogram, intervals, scatter
 
@@ -21,7 +21,11 @@ ALPHA_NAMES = {
     "alpha_decisive": "alpha, decisive votes",
     "alpha_ordinal_strength": "alpha, ordinal strength",
 }
+LENGTH_TICKS = {-4.0: "16 × shorter", -2.0: "4 ×", 0.0: "equal", 2.0: "4 ×", 4.0: "16 × longer"}
+"Powers of two in words."
 MAX_PEOPLE = 200
+SHOWN_PEOPLE = 20
+"Rows of the table of people that are open from the start."
 
 
 def render(reports: Sequence[Mapping[str, Any]]) -> str:
@@ -33,7 +37,9 @@ def render(reports: Sequence[Mapping[str, Any]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda value: "" if value is None else f"{100 * value:.1f} %"
+    environment.filters["percent"] = lambda value: "" if value is None else f"{value:.1%}"
+    environment.filters["seconds"] = lambda value: "" if value is None else f"{value:,.0f}"
+    environment.filters["commands"] = _commands
     environment.filters["number"] = _number
     style = (TEMPLATES / "style.css").read_text("utf-8")
     digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -62,7 +68,10 @@ def _file_view(report: Mapping[str, Any]) -> dict[str, Any]:
         "loud": [check for check in checks if check["verdict"] in ("fail", "warn")],
         "quiet": [check for check in checks if check["verdict"] == "info"],
         "passed": [check["id"] for check in checks if check["verdict"] == "ok"],
-        "people": report["annotators"][:MAX_PEOPLE],
+        "people": report["annotators"][:SHOWN_PEOPLE],
+        "more_people": report["annotators"][SHOWN_PEOPLE:MAX_PEOPLE],
+        "failed": [check["id"] for check in checks if check["verdict"] == "fail"],
+        "warned": [check["id"] for check in checks if check["verdict"] == "warn"],
         "num_people": len(report["annotators"]),
         "svg": {name: Markup(svg) for name, svg in _plots(report).items()},
     }
@@ -77,7 +86,8 @@ def _plots(report: Mapping[str, Any]) -> dict[str, str]:
             length["edges"],
             length["counts"],
             title="How much longer the preferred response is",
-            x_label="log2 (length of preferred / length of other)",
+            x_label="length of the preferred response against the other's",
+            ticks=LENGTH_TICKS,
         )
     shares = report["plots"]["vote_share"]
     if sum(shares["counts"]):
@@ -111,6 +121,14 @@ def _plots(report: Mapping[str, Any]) -> dict[str, str]:
             level=report["agreement"].get("human_ceiling"),
         )
     return found
+
+
+def _commands(text: str) -> Markup:
+    """Set what stands between back quotes as code."""
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else part for number, part in enumerate(parts)
+    )
 
 
 def _number(value: Any) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 520, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 26, 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,15 @@ class Interval:
     high: float
 
 
-def histogram(edges: Sequence[float], counts: Sequence[int], *, title: str, x_label: str) -> str:
-    """Draw counts between edges, with a line at 0 where it lies inside."""
+def histogram(
+    edges: Sequence[float],
+    counts: Sequence[int],
+    *,
+    title: str,
+    x_label: str,
+    ticks: Mapping[float, str] | None = None,
+) -> str:
+    """Draw counts between edges, with a line at 0 where it lies inside; ticks name values in words."""
     low, high, most = edges[0], edges[-1], max([*counts, 1])
     parts = [_frame(title, x_label, "pairs", most)]
     for left, right, count in zip(edges, edges[1:], counts, strict=False):
@@ -46,7 +53,8 @@ def histogram(edges: Sequence[float], counts: Sequence[int], *, title: str, x_la
         parts.append(
             f'<line class="mark" x1="{_x(0, low, high):.1f}" x2="{_x(0, low, high):.1f}" {_span()}/>'
         )
-    parts += [_x_tick(value, low, high) for value in (low, (low + high) / 2, high)]
+    named = ticks or {value: f"{value:g}" for value in (low, (low + high) / 2, high)}
+    parts += [_x_tick(value, low, high, text) for value, text in named.items()]
     return _svg(parts, title)
 
 
@@ -94,7 +102,7 @@ def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str, 
             f'<circle class="{kind}" cx="{_x(point.x, 0, most):.1f}" cy="{_y(point.y, 1.0):.1f}" r="4">'
             f"<title>{escape(point.label)}</title></circle>"
         )
-    parts += [_x_tick(value, 0, most) for value in (0, round(most))]
+    parts += [_x_tick(value, 0, most, f"{value:,}") for value in (0, round(most))]
     return _svg(parts, title)
 
 
@@ -112,13 +120,16 @@ def _frame(title: str, x_label: str, y_label: str, most: float) -> str:
         f'<text class="tick" x="{LEFT - 6}" y="{base}" text-anchor="end">0</text>'
         f'<text class="tick" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
-        f'<text class="tick" x="{LEFT + 6}" y="{TOP + 5}">{escape(y_label)}</text>'
+        f'<text class="tick" x="{LEFT}" y="12">{escape(y_label)}</text>'
     )
 
 
-def _x_tick(value: float, low: float, high: float) -> str:
-    x = _x(value, low, high)
-    return f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>'
+def _x_tick(value: float, low: float, high: float, text: str) -> str:
+    """Draw a tick's name: centred, but inside the picture at both ends."""
+    place = {low: ("start", LEFT), high: ("end", WIDTH - RIGHT)}
+    anchor, x = place.get(value, ("middle", _x(value, low, high)))
+    name = escape(text)
+    return f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{name}</text>'
 
 
 def _span() -> str:
