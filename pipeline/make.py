@@ -230,6 +230,7 @@ class StageMaker:
             attempts=attempts,
             started=attempts[0].started if attempts else ended,
             ended=ended,
+            cost=result.cost,
             seconds=round(sum(seconds_between(a.started, a.ended) for a in attempts if a.ended), 3),
         )
 

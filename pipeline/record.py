@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.canonical import Migrations, read_sealed, sealed
 from pipeline.config.strict import StrictModel
 from pipeline.contract import ArtifactKind
+from pipeline.cost import CostRecord
 from pipeline.errors import StoreError
 from pipeline.fingerprint import FileDigest, stage_key, tree_digest
 from pipeline.paths import check_distinct, check_relative, is_digest
@@ -137,6 +138,8 @@ class StageRecord(StrictModel):
     ended: str
     seconds: float = Field(ge=0)
     "Time of all attempts, in seconds."
+    cost: CostRecord | None = None
+    "Memory and tokens; None in records of older versions."
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:

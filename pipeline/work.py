@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from pipeline.canonical import parse, read_bounded, read_sealed, sealed
 from pipeline.config.strict import StrictModel
 from pipeline.contract import ArtifactKind, Checkpoint
+from pipeline.cost import CostRecord
 from pipeline.disk import Disk
 from pipeline.errors import ExitCode, Finding, StoreError
 from pipeline.record import AttemptRecord, EnvironmentRecord, Outcome, OutputRecord, RowsRecord
@@ -71,6 +72,7 @@ class Result(StrictModel):
     environment: EnvironmentRecord
     rows: dict[str, RowsRecord] = Field(default_factory=dict)
     "Rows of input files, by role."
+    cost: CostRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from pipeline import registry
 from pipeline.canonical import finite
 from pipeline.contract import StageContext, StageResult
+from pipeline.cost import measure
 from pipeline.disk import Disk
 from pipeline.errors import ExitCode, Finding, Interrupted, UserError
 from pipeline.launch import DISK_FULL_EXIT_CODE
@@ -130,6 +131,7 @@ def perform(
                 notes=(*result.notes, *left_out),
                 environment=environment(_device(), threads=_threads()),
                 rows=_rows(result, request.inputs),
+                cost=measure(work.metrics),
             ),
         )
     return answer.exit_code

@@ -103,3 +103,5 @@ class RunConfig(StrictModel):
     "The stages by name, in any order; inputs decide which runs first."
     tracking: TrackingConfig = TrackingConfig()
     "Dashboards that follow the run."
+    price_per_hour: float | None = Field(None, ge=0, json_schema_extra=NOT_IN_KEY)
+    "Price of the machine an hour, in any currency: the report and the summary show what each stage cost."

@@ -16,6 +16,7 @@ from pipeline.manifest import CONFIG_NAME, LOCK_NAME, RunManifest, StageStatus, 
 from pipeline.record import StageRecord
 from pipeline.report.artifacts import read_data_report, read_samples, read_table
 from pipeline.report.view import (
+    AlarmView,
     DataView,
     InputView,
     OutputView,
@@ -29,6 +30,7 @@ from pipeline.store import METRICS_NAME, Store
 from pipeline.tracking.lines import Series, read_series
 from pipeline.work import WorkFolder
 
+ALARM = "alarm/"
 MAX_CONFIG_CHARACTERS = 60_000
 STATES: dict[str, State] = {
     "pending": "waiting",
@@ -68,6 +70,8 @@ def collect(store: Store, name: str, *, live: bool = False) -> RunView:
         data=data,
         finished="" if live else day_and_time(datetime.fromisoformat(manifest.updated)),
         seconds=sum(status.seconds for status in manifest.stages.values() if not status.reused),
+        updated=manifest.updated,
+        price_per_hour=_price(folder),
         live=live,
     )
 
@@ -103,6 +107,7 @@ def _stage(store: Store, name: str, status: StageStatus, record: StageRecord | s
         InputView(role, "", item.written or item.stage or "", item.fingerprint or "", item.stage)
         for role, item in status.inputs.items()
     ]
+    series = _series(store, status) if status.state != "pending" else {}
     return StageView(
         name=name,
         kind=status.kind,
@@ -110,11 +115,13 @@ def _stage(store: Store, name: str, status: StageStatus, record: StageRecord | s
         reason=record or status.message,
         key=status.key or "",
         inputs=inputs,
-        series=_series(store, status) if status.state != "pending" else {},
+        series=series,
+        alarms=_alarms(series),
     )
 
 
 def _complete(store: Store, name: str, status: StageStatus, record: StageRecord) -> StageView:
+    series = _series(store, status)
     inputs = []
     for role, item in record.inputs.items():
         here = status.inputs.get(role)
@@ -146,8 +153,22 @@ def _complete(store: Store, name: str, status: StageStatus, record: StageRecord)
             **record.environment.packages,
             **({} if record.environment.threads is None else {"threads": str(record.environment.threads)}),
         },
-        series=_series(store, status),
+        series=series,
+        cost=record.cost,
+        gate_bounds=status.gate.bounds if status.gate else {},
+        gate_closed=status.gate.closed if status.gate else (),
+        alarms=_alarms(series),
     )
+
+
+def _alarms(series: Mapping[str, Series]) -> list[AlarmView]:
+    """Return what the stage's monitor found wrong: metrics alarm/NAME that were ever 1."""
+    found = []
+    for name, curve in series.items():
+        steps = [step for step, value in zip(curve.steps, curve.values, strict=True) if value > 0]
+        if name.startswith(ALARM) and steps:
+            found.append(AlarmView(name.removeprefix(ALARM), steps[0], len(steps)))
+    return sorted(found, key=lambda alarm: alarm.step)
 
 
 def _reason(status: StageStatus) -> str:
@@ -211,6 +232,11 @@ def _resolved(folder: Path) -> str:
     resolved = _lock(folder)
     text = json.dumps(resolved, indent=2, ensure_ascii=False) if resolved else ""
     return text[:MAX_CONFIG_CHARACTERS]
+
+
+def _price(folder: Path) -> float | None:
+    price = _lock(folder).get("price_per_hour")
+    return float(price) if isinstance(price, int | float) and not isinstance(price, bool) else None
 
 
 def _lock(folder: Path) -> dict[str, Any]:

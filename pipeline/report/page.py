@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.report import numbers
+from pipeline.report.cost import cost_table
 from pipeline.report.curves import charts_of
 from pipeline.report.lineage import HEIGHT, WIDTH, lay_out
 from pipeline.report.view import RunView, SamplesView, StageView
@@ -47,6 +48,7 @@ def render(run: RunView) -> str:
             node_width=WIDTH,
             node_height=HEIGHT,
             charts=charts,
+            cost=cost_table(run),
             curves=curves,
             style=Markup(style),
             script=Markup(script),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.cost import CostRecord
 from pipeline.report.numbers import is_amount
 from pipeline.tracking.lines import Series
 
@@ -36,6 +37,17 @@ class OutputView:
 
 
 @dataclass(frozen=True, slots=True)
+class AlarmView:
+    """Something that a stage's monitor found wrong."""
+
+    name: str
+    step: int
+    "Where it was found first."
+    count: int = 1
+    "Lines of metrics on which it stood."
+
+
+@dataclass(frozen=True, slots=True)
 class StageView:
     """One stage of the run."""
 
@@ -55,6 +67,11 @@ class StageView:
     "One plain line for each start of the stage."
     environment: Mapping[str, str] = field(default_factory=dict)
     series: Mapping[str, Series] = field(default_factory=dict)
+    cost: CostRecord | None = None
+    gate_bounds: Mapping[str, float] = field(default_factory=dict)
+    gate_closed: Sequence[str] = ()
+    "One sentence for each bound that was missed."
+    alarms: Sequence[AlarmView] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,5 +147,8 @@ class RunView:
     data: Sequence[DataView] = ()
     finished: str = ""
     seconds: float | None = None
+    updated: str = ""
+    "When the manifest was last written, RFC 3339."
+    price_per_hour: float | None = None
     live: bool = False
     "The run goes on; the page loads itself again."

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,27 @@ class LogCallback(TrainerCallback):
 
     def __init__(self, logger: MetricLogger, text: str = "") -> None:
         self._logger, self._text = logger, text
+        self._began = self._seconds = 0.0
+        self._tokens_before: float | None = None
+        "Tokens at the line before; None after a resume, until a first line says how many there were."
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note whether tokens are counted from zero."""
+        self._tokens_before = 0.0 if state.global_step == 0 else None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock of an optimizer step."""
+        self._began = time.perf_counter()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop it: evaluations and checkpoints are not training time."""
+        self._seconds += time.perf_counter() - self._began
 
     def on_log(
         self,
@@ -151,8 +173,18 @@ class LogCallback(TrainerCallback):
             for name, value in (logs or {}).items()
             if isinstance(value, int | float) and name != "epoch" and name not in _MISLEADING
         }
+        if "num_tokens" in numbers and "loss" in numbers:
+            numbers |= self._speed(numbers["num_tokens"])
         if numbers:
             self._logger.log(numbers, step=state.global_step, epoch=state.epoch)
+
+    def _speed(self, num_tokens: float) -> dict[str, float]:
+        """Return the tokens a second of training since the line before."""
+        before, seconds = self._tokens_before, self._seconds
+        self._tokens_before, self._seconds = num_tokens, 0.0
+        return (
+            {} if before is None or seconds <= 0 else {"tokens_per_second": (num_tokens - before) / seconds}
+        )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -73,7 +73,9 @@ def train_ppo(ctx: StageContext) -> StageResult:
         # 6. Carry over, look for trouble, log, save, stop if asked.
         _advance(state, config, scores, metrics, sums)
         metrics |= _watch(ctx, state)
-        _log(ctx, state, metrics, seconds=time.perf_counter() - began)
+        tokens = sum(rollouts.total_lengths)
+        state.num_tokens += tokens
+        _log(ctx, state, metrics, seconds=time.perf_counter() - began, tokens=tokens)
         _save_or_stop(ctx, state, checkpoints)
 
     if state.stopped or config.keep == "best":
@@ -134,7 +136,9 @@ def _watch(ctx: StageContext, state: PPOState) -> dict[str, float]:
     return {f"alarm/{name}": float(name in names) for name in ALARM_NAMES}
 
 
-def _log(ctx: StageContext, state: PPOState, metrics: dict[str, float], *, seconds: float) -> None:
+def _log(
+    ctx: StageContext, state: PPOState, metrics: dict[str, float], *, seconds: float, tokens: int
+) -> None:
     config: PPOConfig = ctx.config
     text = f"score {metrics['objective/scores']:.3f}, kl {metrics['objective/kl']:.3f}"
     ctx.logger.progress(state.iteration, config.iterations, text)
@@ -146,6 +150,8 @@ def _log(ctx: StageContext, state: PPOState, metrics: dict[str, float], *, secon
         "lr": config.learning_rate * learning_rate_factor(state.iteration - 1, config),
         "episode": float(state.episodes),
         "eps": config.rollout_batch_size / max(seconds, 1e-9),
+        "num_tokens": float(state.num_tokens),
+        "tokens_per_second": tokens / max(seconds, 1e-9),
     }
     ctx.logger.log(line, step=state.iteration)
 

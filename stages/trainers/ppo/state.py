@@ -34,6 +34,8 @@ class PPOState:
     iteration: int = 0
     "Iterations finished."
     episodes: int = 0
+    num_tokens: int = 0
+    "Tokens of the dialogues sampled so far, prompts included, each counted once."
     optimizer_steps: int = 0
     moments: RunningMoments = field(default_factory=RunningMoments)
     first: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,224 @@
+"""What stages cost: measured by the child, summed exactly, priced, and told as stable JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pipeline import make
+from pipeline.cli.main import main
+from pipeline.cost import last_value, peak_memory_bytes, price_of
+from pipeline.errors import ExitCode
+from pipeline.report.collect import collect
+from pipeline.report.cost import cost_table
+from pipeline.report.view import RunView
+from pipeline.summary import summarise
+from tests.fakes import source
+from tests.fakes.engine import Engine
+from tests.report.sample_run import demo, stage
+
+STAGE_FIELDS = {
+    *("name", "kind", "state", "key", "parents", "seconds", "tokens", "tokens_per_second"),
+    *("peak_memory_bytes", "peak_gpu_memory_bytes", "price", "device", "attempts", "gate", "alarms"),
+    *("metrics", "notes", "message"),
+}
+TOTAL_FIELDS = {
+    *("seconds", "new_seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes", "price", "new_price"),
+}
+
+
+class Clock:
+    """A clock that moves only when a stage works."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def stamp(self) -> str:
+        return self.now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(source.time, "sleep", clock.sleep)
+    monkeypatch.setattr(make, "timestamp", clock.stamp)
+    return clock
+
+
+def test_the_times_of_all_stages_add_up_to_the_time_that_passed(tmp_path, clock):
+    engine = Engine(tmp_path / "work")
+    began = clock.now
+
+    engine.run_here("first.pause_seconds=1.5", "second.pause_seconds=20", "third.pause_seconds=0.25")
+
+    found = summarise(collect(engine.store, "chain"))
+    passed = (clock.now - began).total_seconds()
+    # Three steps a stage: 3 * (1.5 + 20 + 0.25).
+    assert passed == 65.25
+    assert [row["seconds"] for row in found["stages"]] == [4.5, 60.0, 0.75]
+    assert found["totals"]["seconds"] == pytest.approx(passed, rel=0.01)
+
+
+def test_a_failed_attempt_counts_and_a_reused_stage_costs_nothing_new(tmp_path, clock):
+    engine = Engine(tmp_path / "work")
+    pauses = [f"{name}.pause_seconds=2" for name in ("first", "second", "third")]
+
+    # `second` fails at its second step, after the pause of the first, and goes on with the third: 2 + 2.
+    engine.run_here(*pauses, "second.trouble=user")
+    engine.run_here(*pauses)
+
+    found = summarise(collect(engine.store, "chain"))
+    assert [row["seconds"] for row in found["stages"]] == [6.0, 4.0, 6.0]
+    assert found["stages"][1]["attempts"] == 2
+    assert found["stages"][0]["state"] == "reused"
+    assert found["totals"]["seconds"] == 16.0
+    assert found["totals"]["new_seconds"] == 10.0
+
+
+def test_the_price_is_the_time_times_the_run_files_price(tmp_path, clock, capsys, monkeypatch):
+    engine = Engine(tmp_path / "work")
+    engine.run_here("price_per_hour=36", *[f"{name}.pause_seconds=10" for name in ("first", "second")])
+    monkeypatch.chdir(engine.folder)
+
+    assert main(["summary", "chain", "--json"]) == ExitCode.OK
+    found = json.loads(capsys.readouterr().out)
+    # 30 s at 36 an hour are 0.3; a price on the command line goes before the run file's.
+    assert [row["price"] for row in found["stages"]] == [0.3, 0.3, 0.0]
+    assert found["totals"]["price"] == 0.6
+    assert main(["summary", "chain", "--json", "--price-per-hour", "72"]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out)["totals"]["price"] == 1.2
+    assert main(["summary", "chain", "--price-per-hour", "-1"]) == ExitCode.USER_ERROR
+
+
+def test_a_changed_price_makes_no_stage_again(tmp_path):
+    engine = Engine(tmp_path / "work")
+    engine.run_here()
+    computed = len(engine.tally)
+
+    engine.run_here("price_per_hour=1")
+
+    assert len(engine.tally) == computed
+    assert summarise(collect(engine.store, "chain"))["price_per_hour"] == 1.0
+
+
+def test_the_summary_has_the_fields_that_its_page_lists(tmp_path):
+    engine = Engine(tmp_path / "work")
+    engine.run_here()
+
+    found = summarise(collect(engine.store, "chain"))
+
+    assert (found["schema"], found["schema_version"]) == ("triptych/run-summary", 1)
+    assert found.keys() == {
+        *("schema", "schema_version", "name", "state", "updated", "price_per_hour", "totals", "stages"),
+    }
+    assert found["totals"].keys() == TOTAL_FIELDS
+    assert all(row.keys() == STAGE_FIELDS for row in found["stages"])
+    assert found["stages"][2]["parents"] == {"parent": "second", "other": "first"}
+    page = (source.Path(__file__).parents[1] / "docs" / "summary.md").read_text()
+    assert [name for name in sorted(STAGE_FIELDS | TOTAL_FIELDS) if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "blocked", "interrupted", "complete"])
+def test_a_run_is_what_its_worst_stage_is(state):
+    states = ["ran", "reused"] if state == "complete" else ["ran", "waiting", state]
+    stages = [stage(f"s{at}", "sft", {}, {}, state=name) for at, name in enumerate(states)]
+
+    assert summarise(RunView("r", "now", stages, "triptych run"))["state"] == state
+
+
+def test_a_stage_measures_its_own_memory_and_not_its_parents(tmp_path):
+    engine = Engine(tmp_path / "work")
+    ballast = bytearray(300_000_000)
+
+    engine.run()
+
+    peak = engine.store.load(next(iter(engine.stage_folders().values())).name).cost.peak_memory_bytes
+    assert len(ballast) > peak > 5_000_000
+
+
+def test_the_peak_is_what_was_held_and_let_go():
+    code = (
+        "from pipeline.cost import peak_memory_bytes as peak; before = peak(); "
+        "held = bytearray(b'x') * 200_000_000; del held; print(peak() - before)"
+    )
+
+    grown = int(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
+
+    assert 190_000_000 < grown < 230_000_000
+
+
+def test_without_proc_the_systems_own_count_is_taken(tmp_path):
+    assert peak_memory_bytes(tmp_path / "absent") > 1_000_000
+
+
+def test_tokens_are_the_last_count_that_was_logged(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(
+        '{"step": 1, "metrics": {"num_tokens": 100}}\n'
+        '{"step": 2, "metrics": {"num_tokens": 250}}\n'
+        '{"step": 2, "metrics": {"eval_loss": 1.0}}\n'
+    )
+
+    assert last_value(metrics, "num_tokens") == 250
+    assert last_value(metrics, "loss") is None
+    assert last_value(tmp_path / "absent", "num_tokens") is None
+
+
+def test_no_price_is_no_price_and_not_nothing():
+    assert price_of(3600, None) is None
+    assert price_of(1800, 3.0) == 1.5
+
+
+def test_the_reports_cost_table_leaves_out_what_nobody_measured():
+    run = demo()
+
+    table = cost_table(run)
+
+    # The sample run has no costs recorded: only time, its share and speed are known.
+    assert table.columns == ("Time", "Share", "Tokens/s")
+    assert len(table.rows) == len(run.stages)
+    shares = [float(row.cells[1].rstrip("%")) for row in table.rows]
+    assert sum(shares) == pytest.approx(100, abs=3)
+
+
+def log_lines(monkeypatch, *, start, moments, tokens):
+    """Let a trainer's callback see steps at the given moments, each followed by a line of metrics."""
+    from types import SimpleNamespace
+
+    from stages.runtime.saving import seal
+    from tests.tiny import RecordingLogger
+
+    times = iter(moments)
+    monkeypatch.setattr(seal.time, "perf_counter", lambda: next(times))
+    logger = RecordingLogger()
+    callback = seal.LogCallback(logger)
+    state = SimpleNamespace(global_step=start, max_steps=10, epoch=None)
+    callback.on_train_begin(None, state, None)
+    for count in tokens:
+        callback.on_step_begin(None, state, None)
+        callback.on_optimizer_step(None, state, None)
+        state.global_step += 1
+        callback.on_log(None, state, None, logs={"loss": 1.0, "num_tokens": count})
+    return logger.series("tokens_per_second")
+
+
+def test_speed_counts_the_time_of_steps_and_not_of_what_lies_between(monkeypatch):
+    # Steps of 2 s with 10 s of evaluation between them: 100 tokens in 2 s, then 200 in 2 s.
+    speeds = log_lines(monkeypatch, start=0, moments=[0, 2, 12, 14], tokens=[100, 300])
+
+    assert speeds == [50.0, 100.0]
+
+
+def test_after_a_resume_the_tokens_of_before_are_no_speed(monkeypatch):
+    speeds = log_lines(monkeypatch, start=5, moments=[0, 2, 2, 4], tokens=[1000, 1100])
+
+    assert speeds == [50.0]
