@@ -132,6 +132,8 @@ class PPOConfig(StrictModel):
     "When the monitor finds that training goes wrong: say so and go on, or end with the best policy so far."
     alarm_kl: float = Field(30.0, gt=0)
     "KL of a response to the reference, nats, from which the monitor raises an alarm."
+    rollout_prompts: int = Field(0, ge=0)
+    "Prompts, the first of the file, whose every response is published with its scores; 0 is none."
     keep: Literal["last", "best"] = "last"
     "Which policy to give: the last, or the one with the best watched score (else the best reward)."
 
@@ -208,8 +210,8 @@ def run(ctx: StageContext) -> StageResult:
 
 
 def absent_outputs(config: PPOConfig) -> Sequence[str]:
-    """Without a value function there is none to give."""
-    return () if config.value_on else ("value",)
+    """Name what these settings give none of: a value function, or rollouts."""
+    return [*([] if config.value_on else ["value"]), *([] if config.rollout_prompts else ["rollouts"])]
 
 
 def check(stage: StageCheck) -> Sequence[Finding]:
@@ -317,7 +319,11 @@ SPEC = StageSpec(
         "prompts": InputSlot((ArtifactKind.PROMPTS,), help="prompts to answer"),
     },
     extra_inputs=(ArtifactKind.FUNCTION,),
-    outputs={"adapter": ArtifactKind.ADAPTER, "value": ArtifactKind.VALUE_MODEL},
+    outputs={
+        "adapter": ArtifactKind.ADAPTER,
+        "value": ArtifactKind.VALUE_MODEL,
+        "rollouts": ArtifactKind.SAMPLES,
+    },
     absent_outputs=absent_outputs,
     run=run,
     memory=memory,

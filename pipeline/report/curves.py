@@ -33,7 +33,11 @@ LAST = (
     *("learning_rate", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "time", "memory"),
     *("epoch", "episode", "eps", "num_", "step", "optimizer_steps", "computed_pairs"),
 )
-AGAINST = (("objective/scores", "objective/kl"),)
+AGAINST = (
+    ("objective/scores", "objective/kl"),
+    ("objective/scores", "ppo/sqrt_kl"),
+    ("ppo/watched_score", "ppo/sqrt_kl"),
+)
 "Pairs of metrics, one drawn against the other: a score bought with little KL is worth more."
 
 

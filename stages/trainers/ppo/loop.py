@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipeline.contract import StageContext, StageResult
 from pipeline.errors import Interrupted
@@ -19,6 +20,7 @@ from stages.trainers.ppo.plan import learning_rate_factor, minibatches, prompts_
 from stages.trainers.ppo.proof import prove_reference_on, prove_start
 from stages.trainers.ppo.roles import POLICY, VALUE
 from stages.trainers.ppo.rollout import Readings, Rollouts, read_rollouts, sample_rollouts
+from stages.trainers.ppo.rollout_file import RolloutFile
 from stages.trainers.ppo.scores import Scores, score_rollouts
 from stages.trainers.ppo.setting import Setting, open_setting
 from stages.trainers.ppo.state import BestPolicy, PPOCheckpoints, PPOState
@@ -47,6 +49,9 @@ def train_ppo(ctx: StageContext) -> StageResult:
     best = BestPolicy(roles)
     checkpoints = PPOCheckpoints(folder, roles, optimizer, best)
     state = checkpoints.restore(PPOState(kl_coef=config.kl_coef))
+    kept = RolloutFile(
+        ctx.scratch_dir / "rollouts", setting.prompts[: config.rollout_prompts], finished=state.iteration
+    )
 
     while state.iteration < config.iterations and not state.stopped:
         began = time.perf_counter()
@@ -67,6 +72,7 @@ def train_ppo(ctx: StageContext) -> StageResult:
         metrics = rollout_metrics(rollouts, readings, scores, targets, kl_coef=state.kl_coef)
         if config.keep == "best" or config.on_alarm == "stop":
             best.offer(state, metrics)
+        kept.append(state.iteration, rollouts, readings, scores=scores, chat=setting.chat)
         # 5. Update the policy and the value function.
         sums = update(roles, optimizer, rollouts, readings, targets, config, iteration=state.iteration)
         metrics |= update_metrics(sums)
@@ -80,7 +86,11 @@ def train_ppo(ctx: StageContext) -> StageResult:
 
     if state.stopped or config.keep == "best":
         best.put_back()
-    return _result(ctx, setting, state, handover, checkpoints.notes)
+    result = _result(ctx, setting, state, handover, checkpoints.notes)
+    if config.rollout_prompts:
+        samples = kept.write_samples(ctx.output_dir / "rollouts")
+        return replace(result, outputs={**result.outputs, "rollouts": samples})
+    return result
 
 
 def gather(setting: Setting, iteration: int) -> tuple[Rollouts, Readings]:

@@ -38,6 +38,7 @@ def rollout_metrics(
         "val/num_eos_tokens": rollouts.finished.sum(),
         "ppo/score_std": scores.mixed.std(correction=0),
         "ppo/shaped_score": scores.shaped.mean(),
+        "ppo/sqrt_kl": (masked_sum(kl, mask) / rows).clamp_min(0.0).sqrt(),
         "ppo/kl_k3": masked_sum(k3(readings.logprobs, readings.ref_logprobs), mask) / rows,
         "ppo/response_length": rollouts.lengths.float().mean(),
         "ppo/eos_rate": rollouts.finished.float().mean(),
