@@ -35,7 +35,8 @@ MEAN_LENGTH = 24
 SPREAD = 1e-4
 REWARD_SEEDS = range(2, 10)
 PROMPTS = 256
-DEMO_PROMPTS = Path(__file__).parents[2] / "data" / "demo" / "prompts.jsonl"
+ROOT = Path(__file__).parents[2]
+DEMO_PROMPTS = ROOT / "data" / "demo" / "prompts.jsonl"
 HEAD = "base_model.model.score.weight"
 
 
