@@ -53,6 +53,8 @@ def alarms(folder: Path, seed: int) -> dict[str, int]:
     """Train 50 iterations; return the update after which each alarm was first raised."""
     given = {role: source for role, source in inputs(folder).items() if role != "reward"}
     given["reward_function"] = as_checkpoint(folder / "long.py", ArtifactKind.FUNCTION)
+    # The gold utility needs what only the held-out rows hold; nothing that is trained here is kept.
+    given["prompts"] = as_checkpoint(ROOT / "data" / "demo" / "heldout.jsonl", ArtifactKind.PROMPTS)
     given["watch"] = as_checkpoint(ROOT / "data" / "demo" / "gold.py", ArtifactKind.FUNCTION)
     ctx = stage_context(folder / f"seed-{seed}", settings(seed), given)
     SPEC.run(ctx)

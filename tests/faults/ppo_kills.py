@@ -102,7 +102,7 @@ def kill_at_random(
 
 
 def kill_in_save(root: Path, inputs: Mapping[str, Checkpoint], operation: int) -> bool:
-    """Kill the stage before a disk operation of its savings, then let it get through; tell if it was killed."""
+    """Kill the stage before a disk operation of its savings, then let it get through; say if it was."""
     killed = not finish(start(root, inputs, die_at=operation))
     if killed and not finish(start(root, inputs)):
         raise RuntimeError("the stage failed by itself")
