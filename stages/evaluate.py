@@ -15,7 +15,10 @@ from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext,
 from pipeline.errors import Finding
 from pipeline.memory.work import Decoding, Workload
 
-FIXED_ROLES = ("prompts", "gold", "reward", "demonstrations", "fewshot")
+FIXED_ROLES = (
+    *("prompts", "gold", "reward", "demonstrations", "fewshot"),
+    *("train", "probe", "classification"),
+)
 "Inputs that are not models to be compared."
 
 
@@ -81,7 +84,7 @@ def memory(stage: StageCheck) -> Workload:
 
 SPEC = StageSpec(
     kind="evaluate",
-    version=1,
+    version=2,
     config_type=EvaluateConfig,
     inputs={
         "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base of every adapter"),
@@ -94,6 +97,19 @@ SPEC = StageSpec(
         "reward": InputSlot((ArtifactKind.REWARD_MODEL,), required=False, help="gives the proxy reward"),
         "demonstrations": InputSlot(
             (ArtifactKind.DEMONSTRATIONS,), required=False, help="held-out answers, for loss and perplexity"
+        ),
+        "train": InputSlot(
+            (ArtifactKind.DEMONSTRATIONS,),
+            required=False,
+            help="answers that were trained on: their loss beside the held-out one is the over-fitting gap",
+        ),
+        "probe": InputSlot(
+            (ArtifactKind.TEXT,), required=False, help="general text, on which forgetting shows"
+        ),
+        "classification": InputSlot(
+            (ArtifactKind.DEMONSTRATIONS,),
+            required=False,
+            help="a classification task: JSON Lines with text and label",
         ),
         "fewshot": InputSlot(
             (ArtifactKind.DEMONSTRATIONS,),

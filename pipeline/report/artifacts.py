@@ -17,15 +17,22 @@ from pipeline.report.view import Answer, DataView, SamplesView, SampleView, Tabl
 logger = logging.getLogger(__name__)
 
 MAX_ROWS = 300
+MAX_TABLES = 40
 MAX_CELL_CHARACTERS = 400
 MAX_SAMPLES = 24
 MAX_TEXT_CHARACTERS = 4000
 MAX_REJECTS = 50
 
 
-def read_table(folder: Path, stage: str) -> TableView | None:
-    """Return the table of a stage's output, or None when there is none that can be read."""
+def read_tables(folder: Path, stage: str) -> list[TableView]:
+    """Return the tables of a stage's output, the one that matters most first; those that can be read."""
     content = _read_json(_file(folder, "table.json"))
+    more = _list(content.get("more")) if isinstance(content, dict) else []
+    found = (_table(item, stage) for item in [content, *more[:MAX_TABLES]])
+    return [table for table in found if table is not None]
+
+
+def _table(content: Any, stage: str) -> TableView | None:
     if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
         return None
     rows = [[_cut_cell(cell) for cell in row] for row in content["rows"] if isinstance(row, list)]

@@ -14,7 +14,7 @@ from pipeline.contract import ArtifactKind
 from pipeline.errors import StoreError, UserError
 from pipeline.manifest import CONFIG_NAME, LOCK_NAME, RunManifest, StageStatus, read_manifest
 from pipeline.record import StageRecord
-from pipeline.report.artifacts import read_data_report, read_samples, read_table
+from pipeline.report.artifacts import read_data_report, read_samples, read_tables
 from pipeline.report.view import (
     AlarmView,
     DataView,
@@ -194,8 +194,8 @@ def _artifacts(
             continue
         for output in record.outputs.values():
             place = store.stage_folder(record.key) / output.path
-            if output.kind == ArtifactKind.TABLE and (table := read_table(place, stage)):
-                tables.append(table)
+            if output.kind == ArtifactKind.TABLE:
+                tables += read_tables(place, stage)[::-1]
             elif output.kind == ArtifactKind.SAMPLES and (shown := read_samples(place, stage)):
                 samples.append(shown)
             elif output.kind == ArtifactKind.DATA_REPORT and (found := read_data_report(place, stage)):

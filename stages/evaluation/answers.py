@@ -22,7 +22,10 @@ from stages.evaluation.contestants import (
     open_full_model,
     open_panel,
 )
+from stages.evaluation.labelled_texts import LabelledText, read_labelled_texts
+from stages.evaluation.likelihood import Likelihoods, answer_loss, likeliest_labels, text_loss
 from stages.runtime.text.chat import ChatText, Prompt
+from stages.runtime.text.documents import read_documents
 
 LOGGER = logging.getLogger(__name__)
 
@@ -36,6 +39,11 @@ class Task:
     "Token ids of each prompt, in the order of the rows."
     shots: list[Demonstration] = field(default_factory=list)
     held_out: list[Demonstration] = field(default_factory=list)
+    trained_on: list[Demonstration] = field(default_factory=list)
+    probe: list[str] = field(default_factory=list)
+    "General text, on which forgetting shows."
+    labelled: list[LabelledText] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
 
@@ -49,8 +57,7 @@ class Answers:
     finished: list[bool]
     logps: list[float]
     "Log-probability of each response under the model itself, at the sampling temperature."
-    loss: float | None = None
-    "Nats a token on held-out demonstrations."
+    likelihoods: Likelihoods = field(default_factory=Likelihoods)
     ref_logps: list[float] | None = None
     proxy: list[float] | None = None
 
@@ -98,12 +105,19 @@ def read_task(inputs: Mapping[str, Checkpoint], config: EvaluateConfig, chat: Ch
             code="too-long",
         )
     notes = [f"{len(rows) - len(kept)} prompts were too long and set aside."] if len(kept) < len(rows) else []
+    labelled, labels = (
+        read_labelled_texts(inputs["classification"].path) if "classification" in inputs else ([], [])
+    )
     return Task(
         kept,
         [ids for ids, fit in zip(encoded, fits, strict=True) if fit],
-        _demonstrations(inputs, "fewshot", notes),
-        _demonstrations(inputs, "demonstrations", notes),
-        tuple(notes),
+        shots=_demonstrations(inputs, "fewshot", notes),
+        held_out=_demonstrations(inputs, "demonstrations", notes),
+        trained_on=_demonstrations(inputs, "train", notes),
+        probe=_probe(inputs),
+        labelled=labelled,
+        labels=labels,
+        notes=tuple(notes),
     )
 
 
@@ -175,7 +189,24 @@ class _Exam:
             [reader.chat.decode(response) for response in rollout.responses],
             rollout.finished,
             [sum(logprobs) for logprobs in rollout.logprobs],
-            None if shots else _loss(reader, self.task.held_out),
+            self._likelihoods(reader, shots),
+        )
+
+    def _likelihoods(self, reader: Reader, shots: Sequence[Demonstration]) -> Likelihoods:
+        """Read the texts of the task; behind worked examples only held-out answers make sense."""
+        task = self.task
+        if shots:
+            has_template = reader.chat.has_template
+            prompted = [
+                replace(row, prompt=with_examples(row.prompt, shots, has_template=has_template))
+                for row in task.held_out
+            ]
+            return Likelihoods(held_out=answer_loss(reader, prompted))
+        return Likelihoods(
+            held_out=answer_loss(reader, task.held_out),
+            train=answer_loss(reader, task.trained_on),
+            probe=text_loss(reader, task.probe, max_length=self._config.max_length),
+            predicted=likeliest_labels(reader, task.labelled, task.labels) if task.labelled else [],
         )
 
     def _reader(self, contestant: Contestant) -> Reader:
@@ -189,16 +220,6 @@ class _Exam:
         return [prompt for prompt in prompts for _ in range(self._config.samples_per_prompt)]
 
 
-def _loss(reader: Reader, held_out: Sequence[Demonstration]) -> float | None:
-    """Return the mean loss of the answers' tokens, stop token included; None without demonstrations."""
-    if not held_out:
-        return None
-    prompts = [reader.chat.prompt_ids(row.prompt) for row in held_out]
-    responses = [reader.chat.response_ids(row.prompt, row.response) for row in held_out]
-    total = sum(reader.logps(prompts, responses, temperature=1.0))
-    return -total / sum(map(len, responses))
-
-
 def _demonstrations(inputs: Mapping[str, Checkpoint], role: str, notes: list[str]) -> list[Demonstration]:
     if role not in inputs:
         return []
@@ -206,6 +227,13 @@ def _demonstrations(inputs: Mapping[str, Checkpoint], role: str, notes: list[str
     if rejects:
         notes.append(f"{len(rejects)} rows of {role} cannot be used, first line {rejects[0].line}.")
     return rows
+
+
+def _probe(inputs: Mapping[str, Checkpoint]) -> list[str]:
+    """Return the general texts; rows that hold a conversation are left to other inputs."""
+    if "probe" not in inputs:
+        return []
+    return [text for text in read_documents(inputs["probe"].path) if isinstance(text, str)]
 
 
 def _stop_if_asked(ctx: StageContext) -> None:

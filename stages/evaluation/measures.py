@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from stages.evaluate import EvaluateConfig
 from stages.evaluation.answers import Answers, Task
+from stages.evaluation.contestants import BASE
+from stages.evaluation.likelihood import Likelihoods
+from stages.ops.best_of_n import best_of_n, powers_up_to
+from stages.ops.classification import Classified, classify
 from stages.ops.diversity import distinct_n, repetition
 from stages.ops.intervals import Array, Interval, bootstrap_mean, mean_by_prompt, outcomes
+from stages.ops.length_control import length_controlled_win_rate
 from stages.runtime.score_function import ScoreFunction
 
 
@@ -35,11 +41,21 @@ class Measured:
     distinct_2: float
     repetition_3: float
     loss: float | None
+    lc_win_rate: Interval | None = None
+    "Win rate at equal length."
+    overfitting_gap: float | None = None
+    "Held-out loss minus the loss on answers that were trained on, nats a token."
+    probe_loss: float | None = None
+    forgetting: float | None = None
+    "Loss on general text minus the base's, nats a token."
+    classified: Classified | None = None
+    best_of: Mapping[int, float] = field(default_factory=dict)
+    "n -> mean worth of the best of n samples, chosen by the proxy reward."
 
     @property
     def perplexity(self) -> float | None:
         """exp(loss) on held-out demonstrations."""
-        return None if self.loss is None else math.exp(min(self.loss, 700.0))
+        return _exp(self.loss)
 
     def metrics(self) -> dict[str, float]:
         """Return the numbers under family/name."""
@@ -50,8 +66,16 @@ class Measured:
             "repetition_3": self.repetition_3,
             "loss": self.loss,
             "perplexity": self.perplexity,
+            "overfitting_gap": self.overfitting_gap,
+            "probe_loss": self.probe_loss,
+            "probe_perplexity": _exp(self.probe_loss),
+            "forgetting": self.forgetting,
+            **{f"best_of_{n}": worth for n, worth in self.best_of.items()},
         }
-        for family in ("gold", "gold_gain", "win_rate", "proxy", "kl"):
+        if self.classified is not None:
+            numbers["accuracy"] = self.classified.accuracy
+            numbers |= {name: self.classified.macro(name) for name in ("precision", "recall", "f1")}
+        for family in ("gold", "gold_gain", "win_rate", "lc_win_rate", "proxy", "kl"):
             interval: Interval | None = getattr(self, family)
             if interval is not None:
                 numbers |= {
@@ -89,21 +113,58 @@ def with_gold(answers: Answers, task: Task, gold: ScoreFunction | None) -> Score
     return Scored(answers, scores)
 
 
-def measure(given: Sequence[Scored], config: EvaluateConfig) -> list[Measured]:
+def measure(given: Sequence[Scored], task: Task, config: EvaluateConfig) -> list[Measured]:
     """Measure every model, and against the reference on the same prompts; the reference is one of them."""
     reference = next(scored for scored in given if scored.answers.name == config.reference)
-    return [_measure(scored, reference, config) for scored in given]
+    base = next((scored.answers.likelihoods for scored in given if scored.answers.name == BASE), None)
+    return [
+        replace(
+            _measure(scored, reference, config),
+            **_read(scored.answers.likelihoods, base, task),
+            best_of=_best_of(scored, config),
+        )
+        for scored in given
+    ]
+
+
+def _read(said: Likelihoods, base: Likelihoods | None, task: Task) -> dict[str, Any]:
+    """Return what the likelihood of given texts says of a model."""
+    truth = [row.label for row in task.labelled]
+    return {
+        "loss": said.held_out,
+        "overfitting_gap": _minus(said.held_out, said.train),
+        "probe_loss": said.probe,
+        "forgetting": _minus(said.probe, base.probe if base else None),
+        "classified": classify(truth, said.predicted, task.labels) if said.predicted else None,
+    }
+
+
+def _best_of(scored: Scored, config: EvaluateConfig) -> dict[int, float]:
+    """Return the curve of best-of-n by proxy reward, in gold utility if there is one."""
+    proxy, samples = scored.answers.proxy, config.samples_per_prompt
+    if proxy is None or samples < 2:
+        return {}
+    judged = _table(proxy, config)
+    worth = judged if scored.gold is None else _table(scored.gold, config)
+    return {n: float(best_of_n(judged, worth, n).mean()) for n in powers_up_to(samples)}
 
 
 def _measure(scored: Scored, reference: Scored, config: EvaluateConfig) -> Measured:
     answers = scored.answers
-    gain = win = kl = None
+    gain = win = even = kl = None
     if scored is not reference:
         if scored.gold is not None and reference.gold is not None:
             gain = _interval(_by_prompt(scored.gold, config) - _by_prompt(reference.gold, config), config)
         if scored.judged is not None and reference.judged is not None:
             wins = outcomes(_table(scored.judged, config), _table(reference.judged, config))
             win = _interval(mean_by_prompt(wins), config)
+            even = length_controlled_win_rate(
+                mean_by_prompt(wins),
+                _by_prompt(_lengths(answers), config) - _by_prompt(_lengths(reference.answers), config),
+                draws=config.bootstrap_draws,
+                confidence=config.confidence,
+                seed=config.seed,
+            )
         if answers.ref_logps is not None:
             kl = _interval(_by_prompt(np.subtract(answers.logps, answers.ref_logps), config), config)
     return Measured(
@@ -117,8 +178,21 @@ def _measure(scored: Scored, reference: Scored, config: EvaluateConfig) -> Measu
         eos_rate=sum(answers.finished) / len(answers.finished),
         distinct_2=distinct_n(answers.responses, 2),
         repetition_3=repetition(answers.responses, 3),
-        loss=answers.loss,
+        loss=None,
+        lc_win_rate=even,
     )
+
+
+def _lengths(answers: Answers) -> list[float]:
+    return [float(len(response)) for response in answers.responses]
+
+
+def _minus(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
+
+
+def _exp(loss: float | None) -> float | None:
+    return None if loss is None else math.exp(min(loss, 700.0))
 
 
 def _table(values: Sequence[float] | Array, config: EvaluateConfig) -> Array:

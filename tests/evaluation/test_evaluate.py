@@ -87,6 +87,7 @@ def test_every_model_is_a_row_and_every_measure_a_column(tmp_path, shelf):
         "gold utility",
         "gold - sft",
         "win rate vs sft",
+        "at equal length",
         "proxy reward",
         "KL to sft",
         "length",

@@ -16,7 +16,7 @@ from pipeline.report.artifacts import (
     as_text,
     read_data_report,
     read_samples,
-    read_table,
+    read_tables,
 )
 from pipeline.report.collect import collect
 from pipeline.report.live import LivePage
@@ -148,7 +148,7 @@ def test_long_tables_are_cut_with_a_note(tmp_path):
     rows = [[i, "x" * 1000] for i in range(MAX_ROWS + 5)]
     (tmp_path / "table.json").write_text(json.dumps({"title": "t", "columns": ["a", "b"], "rows": rows}))
 
-    table = read_table(tmp_path, "evaluate")
+    (table,) = read_tables(tmp_path, "evaluate")
 
     assert table is not None
     assert len(table.rows) == MAX_ROWS
@@ -207,7 +207,7 @@ def test_files_of_another_shape_are_left_out(tmp_path, content):
     for name in ("table.json", "samples.jsonl", "report.json"):
         (tmp_path / name).write_text(content)
 
-    assert read_table(tmp_path, "x") is None
+    assert read_tables(tmp_path, "x") == []
     assert read_samples(tmp_path, "x") is None
 
 
