@@ -14,6 +14,7 @@ BUILT_IN = {
     "pretrain": "stages.pretrain",
     "sft": "stages.sft",
     "reward": "stages.reward",
+    "reward_encoder": "stages.reward_encoder",
     "dpo": "stages.dpo",
     "kto": "stages.kto",
     "grpo": "stages.grpo",

@@ -89,15 +89,18 @@ def stored_card(store: Store, record: StageRecord) -> dict[str, Any]:
 
 def _measured(store: Store, record: StageRecord, args: argparse.Namespace) -> dict[str, Any]:
     from stages.reward import RewardConfig
+
+    base, model = base_of(store, record, args.base), model_of(store, record)
+    if record.kind == "reward_encoder":
+        from stages.reward_encoder import EncoderRewardConfig
+        from stages.trainers.reward_encoder import measure_encoder
+
+        settings = EncoderRewardConfig.model_validate(record.settings)
+        return measure_encoder(base, model, settings, args.on, mapping=args.mapping)
     from stages.trainers.reward_measure import measure_reward_model
 
-    return measure_reward_model(
-        base_of(store, record, args.base),
-        model_of(store, record),
-        RewardConfig.model_validate(record.settings),
-        args.on,
-        mapping=args.mapping,
-    )
+    config = RewardConfig.model_validate(record.settings)
+    return measure_reward_model(base, model, config, args.on, mapping=args.mapping)
 
 
 def model_of(store: Store, record: StageRecord) -> Checkpoint:

@@ -77,7 +77,7 @@ class StageEntry(StrictModel):
     """One stage of a run, before its own settings are checked by its card."""
 
     kind: str
-    "Stage kind: prepare, pretrain, sft, reward, dpo, kto, grpo, rloo, ppo, evaluate."
+    "Stage kind: prepare, pretrain, sft, reward, reward_encoder, dpo, kto, grpo, rloo, ppo, evaluate."
     inputs: dict[str, str] = Field(default_factory=dict)
     "Role -> stage name (or stage.output), or a path relative to the run file."
     gate: dict[str, float] = Field(default_factory=dict)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.contract import Checkpoint
 from pipeline.errors import DataError
@@ -14,9 +15,18 @@ from reward.preferences.records import Prompt, prompt_text
 from reward.preferences.split import split_groups
 from stages.pair_check import leak_findings, set_findings
 from stages.pair_config import PairTrainingConfig
-from stages.runtime.text.chat import ChatText
 
 LOGGER = logging.getLogger(__name__)
+
+
+class PairText(Protocol):
+    """What turns a pair's texts into token ids."""
+
+    def prompt_ids(self, prompt: Prompt, /) -> list[int]:
+        """Return the ids of a prompt; raises DataError when it cannot be written."""
+
+    def response_ids(self, prompt: Prompt, response: str, /) -> list[int]:
+        """Return the ids of a response, its stop token last; raises DataError when it cannot be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,7 @@ class PairData:
     notes: tuple[str, ...] = ()
 
 
-def open_pair_data(inputs: Mapping[str, Checkpoint], config: PairTrainingConfig, chat: ChatText) -> PairData:
+def open_pair_data(inputs: Mapping[str, Checkpoint], config: PairTrainingConfig, chat: PairText) -> PairData:
     """Load the preference files of a stage; see load_pair_data."""
     optional = {role: inputs[role].path for role in ("mapping", "held_out") if role in inputs}
     return load_pair_data(inputs["preferences"].path, config, chat, **optional)
@@ -66,7 +76,7 @@ def open_pair_data(inputs: Mapping[str, Checkpoint], config: PairTrainingConfig,
 def load_pair_data(
     path: Path,
     config: PairTrainingConfig,
-    chat: ChatText,
+    chat: PairText,
     *,
     mapping: Path | None = None,
     held_out: Path | None = None,
@@ -117,7 +127,7 @@ def _labelled(found: PairSet, config: PairTrainingConfig) -> list[Pair]:
 
 
 def _tokenise(
-    pairs: Sequence[Pair], config: PairTrainingConfig, chat: ChatText
+    pairs: Sequence[Pair], config: PairTrainingConfig, chat: PairText
 ) -> tuple[list[TokenPair | None], dict[str, int]]:
     dropped = {"too_long": 0, "identical": 0, "unwritable": 0}
     units: dict[tuple[int, str], int] = {}
@@ -150,7 +160,7 @@ def _unusable(tokens: TokenPair, max_length: int) -> str | None:
 
 
 def _token_pair(
-    pair: Pair, prompt: tuple[int, ...], config: PairTrainingConfig, chat: ChatText, *, unit: int
+    pair: Pair, prompt: tuple[int, ...], config: PairTrainingConfig, chat: PairText, *, unit: int
 ) -> TokenPair:
     return TokenPair(
         prompt=prompt,

@@ -166,7 +166,7 @@ def _train_member(member: RewardTrainer, data: PairData, ctx: StageContext, numb
             loss=member.loss,
             ctx=ctx,
             prefix=member_name("reward", number),
-            evaluate=lambda: _held_out_metrics(member, data),
+            evaluate=lambda: held_out_metrics(member, data),
             eval_steps=config.eval_steps,
         )
 
@@ -199,7 +199,8 @@ def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, tuple[float, f
     }
 
 
-def _held_out_metrics(trainer: RewardTrainer, data: PairData) -> dict[str, float]:
+def held_out_metrics(trainer: RewardTrainer, data: PairData) -> dict[str, float]:
+    """Return TRL's names for the held-out pairs, and their loss; empty without any."""
     if not data.held_out:
         return {}
     chosen, rejected = (torch.tensor(scores) for scores in trainer.score_pairs(data.held_out))

@@ -15,15 +15,14 @@ from reward.card import ScoredPair, length_wins, report_card
 from reward.card_table import card_table
 from reward.probes import probe_flags, probe_report, probe_texts
 from reward.ranking import ResponseGroup, best_of_report, win_shares
-from stages.runtime.text.chat import ChatText
-from stages.trainers.pair_data import PairData, TokenPair
+from stages.trainers.pair_data import PairData, PairText, TokenPair
 
 CARD_FILE = "card.json"
 ScorePairs = Callable[[Sequence[TokenPair]], tuple[list[float], list[float]]]
 "Pairs -> scores of the chosen and of the rejected responses."
 
 
-def make_card(score_pairs: ScorePairs, data: PairData, chat: ChatText, *, num_probes: int) -> dict[str, Any]:
+def make_card(score_pairs: ScorePairs, data: PairData, chat: PairText, *, num_probes: int) -> dict[str, Any]:
     """Measure on the held-out pairs, against what the training pairs alone would say.
 
     Args:
@@ -109,7 +108,7 @@ def _prefers(majority: Mapping[str, float], pair: TokenPair) -> float:
     return 0.5 if chosen == rejected else float(chosen > rejected)
 
 
-def _probes(score_pairs: ScorePairs, pairs: Sequence[TokenPair], chat: ChatText) -> dict[str, Any]:
+def _probes(score_pairs: ScorePairs, pairs: Sequence[TokenPair], chat: PairText) -> dict[str, Any]:
     """Score every probe beside the chosen response that it was made from."""
     originals = score_pairs(pairs)[0]
     report: dict[str, Sequence[float]] = {}
@@ -124,7 +123,7 @@ def _probes(score_pairs: ScorePairs, pairs: Sequence[TokenPair], chat: ChatText)
     return probe_report(originals, report)
 
 
-def _with_probe(pair: TokenPair, text: str, chat: ChatText) -> TokenPair | None:
+def _with_probe(pair: TokenPair, text: str, chat: PairText) -> TokenPair | None:
     """Return the pair with the probe as its second response; None when it reads as the first."""
     try:
         ids = tuple(chat.response_ids(pair.source, text))
