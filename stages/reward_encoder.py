@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipeline.config.run import TuningConfig
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
 from pipeline.errors import Finding
 from stages.data_report import with_data_report
@@ -39,12 +40,21 @@ def check(stage: StageCheck) -> Sequence[Finding]:
 
 
 def tuning_findings(name: str, config: EncoderRewardConfig) -> list[Finding]:
-    """Say whether the encoder is to be held in other than full weights."""
-    if config.tuning.method == "lora":
-        return []
-    message = f"tuning.method is {config.tuning.method}; an encoder is trained with lora only"
-    where, hint = f"stages.{name}.tuning.method", "tuning: {method: lora} in this stage"
-    return [Finding(message, where, hint, "tuning-method")]
+    """Say which settings of the tuning an encoder cannot have."""
+    usual = TuningConfig()
+    return [
+        Finding(
+            f"tuning.{key} is {getattr(config.tuning, key)}; an encoder has {getattr(usual, key)} only",
+            f"stages.{name}.tuning.{key}",
+            f"tuning: {{{key}: {getattr(usual, key)}}} in this stage",
+            "tuning-of-encoder",
+        )
+        for key in _PLAIN_ONLY
+        if getattr(config.tuning, key) != getattr(usual, key)
+    ]
+
+
+_PLAIN_ONLY = ("method", "lora_init", "frozen_layers", "frozen_modules")
 
 
 SPEC = StageSpec(

@@ -291,3 +291,14 @@ def test_an_ensemble_pays_its_mean_less_the_members_disagreement(world, tmp_path
     torch.testing.assert_close(paid(both, 0.0), alone.mean(0), atol=1e-6, rtol=0)
     expected = alone.mean(0) - 2.0 * (alone[0] - alone[1]).abs() / 2
     torch.testing.assert_close(paid(both, 2.0), expected, atol=1e-6, rtol=0)
+
+
+def test_layers_that_are_told_to_keep_what_they_have_are_not_trained(tiny_base, sft, tmp_path):
+    tuning = TUNING.model_copy(update={"frozen_layers": 1})
+    result = KTO.run(kto_context(tmp_path, tiny_base, sft, tuning=tuning, max_steps=2))
+
+    before = load_file(sft.path / "adapter_model.safetensors")
+    after = load_file(result.outputs["adapter"] / "adapter_model.safetensors")
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved
+    assert all(".layers.1." in key for key in moved)

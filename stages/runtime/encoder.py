@@ -131,6 +131,8 @@ def open_encoder(base: Checkpoint, model: ModelConfig, tuning: TuningConfig, *, 
             config = LoraConfig(
                 r=tuning.lora_r,
                 lora_alpha=tuning.lora_alpha,
+                use_dora=tuning.use_dora,
+                use_rslora=tuning.use_rslora,
                 target_modules=_targets(tuning),
                 modules_to_save=head,
                 task_type="SEQ_CLS",

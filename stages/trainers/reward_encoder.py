@@ -17,6 +17,7 @@ from stages.reward_encoder import EncoderRewardConfig, tuning_findings
 from stages.runtime.encoder import Encoder, load_encoder, open_encoder, save_encoder
 from stages.trainers.loop import train
 from stages.trainers.pair_data import PairData, TokenPair, load_pair_data, open_pair_data
+from stages.trainers.pair_model import recompute_layers
 from stages.trainers.pairs import PairBatch, PairSchedule
 from stages.trainers.reward import RewardTrainer, held_out_metrics
 from stages.trainers.reward_card import make_card, plain_card, write_card
@@ -66,6 +67,10 @@ def train_encoder(ctx: StageContext) -> StageResult:
     encoder = open_encoder(ctx.inputs["base"], config.model, config.tuning, seed=config.seed)
     data = open_pair_data(ctx.inputs, config, encoder.text)
     _refuse_too_long(encoder, [*data.train, *data.held_out])
+    if config.tuning.gradient_checkpointing:
+        options = {"use_reentrant": False}
+        encoder.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        recompute_layers(encoder.model)
     trainer = _trainer(encoder, config)
     schedule = PairSchedule(data.train, config, packed=False)
     summary = train(

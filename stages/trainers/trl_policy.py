@@ -59,13 +59,15 @@ def with_parent(model: PeftModel, make: Callable[[], TrainerT]) -> TrainerT:
     """Build a TRL trainer on a model that carries the parent as POLICY, and leave its weights as they are.
 
     TRL rounds the adapters of a 4-bit base to bfloat16 and copies them for its reference: what it was
-    given is put back into both, and only the policy is left trainable.
+    given is put back into both, and what was trainable before is trainable, nothing else.
     """
-    given = {name: parameter.detach().clone() for name, parameter in named_adapter_parameters(model, POLICY)}
+    policy = named_adapter_parameters(model, POLICY)
+    given = {name: parameter.detach().clone() for name, parameter in policy}
+    learns = {name: parameter.requires_grad for name, parameter in policy}
     trainer = make()
     for name, parameter in named_adapter_parameters(model, POLICY):
         parameter.data = given[name].clone()
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(learns[name])
     for name, parameter in named_adapter_parameters(model, REFERENCE):
         parameter.data = given[name.replace(f".{REFERENCE}.", f".{POLICY}.")].clone()
         parameter.requires_grad_(False)
