@@ -21,6 +21,7 @@ BUILT_IN = {
     "rloo": "stages.rloo",
     "ppo": "stages.ppo",
     "evaluate": "stages.evaluate",
+    "sample": "stages.sample",
 }
 ENTRY_POINT_GROUP = "triptych.stages"
 

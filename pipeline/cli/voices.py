@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from stages.evaluation.speaker import Voice
 
 
-def add_voice(parser: argparse.ArgumentParser | argparse._ArgumentGroup, *, temperature: float) -> None:
-    """Declare how a model is asked."""
+def add_voice(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, *, temperature: float, seed: bool = True
+) -> None:
+    """Declare how a model is asked; seed is False where the command has one of its own."""
     parser.add_argument(
         "--temperature", type=float, default=temperature, help=f"0 is greedy (default: {temperature:g})"
     )
     parser.add_argument("--top-p", type=float, default=1.0, help="smallest share of probability to draw from")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: 128)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same answers")
+    if seed:
+        parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same answers")
     add_base(parser)
 
 

@@ -21,7 +21,7 @@ ALPHA_NAMES = {
     "alpha_decisive": "alpha, decisive votes",
     "alpha_ordinal_strength": "alpha, ordinal strength",
 }
-LENGTH_TICKS = {-4.0: "16 × shorter", -2.0: "4 ×", 0.0: "equal", 2.0: "4 ×", 4.0: "16 × longer"}
+LENGTH_TICKS = {-4.0: "16 × shorter", 0.0: "equal", 4.0: "16 × longer"}
 "Powers of two in words."
 MAX_PEOPLE = 200
 SHOWN_PEOPLE = 20
@@ -105,7 +105,7 @@ def _plots(report: Mapping[str, Any]) -> dict[str, str]:
     position = next((check for check in report["checks"] if check["id"] == "position_bias"), None)
     if position and position["measured"].get("first_share") is not None:
         measured = position["measured"]
-        row = Interval("shown first is preferred", measured["first_share"], measured["low"], measured["high"])
+        row = Interval("first is preferred", measured["first_share"], measured["low"], measured["high"])
         found["position"] = intervals([row], title="Position", low=0.0, high=1.0, marks=(0.0, 0.5, 1.0))
     points = [
         Point(row["votes"], row["agreement"], f"{row['name']}: {row['votes']} votes", bool(row["flags"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import re
 import shlex
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.cli import data
 from pipeline.cli.main import main
+from pipeline.registry import find
 from reward.preferences.exchange.tasks import cmp_id_of
 from reward.preferences.writers import read_records
 from tests.preferences.planted import clean_rows, write_jsonl
@@ -41,7 +44,9 @@ def write_inputs() -> None:
         writer = csv.writer(stream)
         writer.writerow(["question", "answer_a", "answer_b", "preference", "rater"])
         writer.writerows([[f"q {n}?", f"yes {n}.", f"no {n}.", n % 7 - 3, f"p{n % 3}"] for n in range(30)])
-    mapping, recipe = blocks("yaml")
+    mapping, recipe, run_file = blocks("yaml")
+    stage = yaml.safe_load(run_file)["stages"]["ask"]
+    assert find(stage["kind"]).config_type(samples_per_prompt=stage["samples_per_prompt"])
     assert yaml.safe_load(mapping)
     Path("table.yaml").write_text(mapping)
     Path("recipe.yaml").write_text(recipe)
@@ -56,6 +61,12 @@ def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
     for command in commands:
         words = shlex.split(command)
         assert words[:2] == ["triptych", "data"]
+        if any("my-run:" in word for word in words):
+            # Needs a finished run: tests/evaluation/test_sample.py runs these two on one.
+            parser = argparse.ArgumentParser()
+            data.add_arguments(parser)
+            assert parser.parse_args(words[2:]).action == "export"
+            continue
         if words[2] == "import":
             fill_sheet(Path("round1/tasks-a01.csv"), "x").rename("round1/done.csv")
 
