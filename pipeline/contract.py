@@ -22,6 +22,8 @@ class ArtifactKind(StrEnum):
     "A PEFT folder for a causal model, with tokenizer files and text.json."
     REWARD_MODEL = "reward_model"
     "A PEFT folder whose adapter_model.safetensors also holds the score head."
+    FULL_REWARD_MODEL = "full_reward_model"
+    "A whole model with its score head in score.safetensors, from a reward stage that trains every weight."
     VALUE_MODEL = "value_model"
     "The same shape as a reward model; the PPO value function."
     DEMONSTRATIONS = "demonstrations"
@@ -136,6 +138,8 @@ class StageCheck:
     "Only the inputs that exist now; an input that a stage will make is absent."
     roles: tuple[str, ...] = ()
     "Every role that the run file or inheritance fills, also with what a stage will make."
+    kinds: Mapping[str, ArtifactKind] = field(default_factory=dict)
+    "What each of these roles holds or will hold."
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,8 @@ def _stage_check(plan: Plan, stage: PlannedStage, store: Store) -> StageCheck:
         for role, origin in stage.wired.inputs.items()
         if (present := _present(plan, origin, store))
     }
-    return StageCheck(stage.name, stage.wired.config, known, tuple(stage.wired.inputs))
+    kinds = {role: origin.kind for role, origin in stage.wired.inputs.items()}
+    return StageCheck(stage.name, stage.wired.config, known, tuple(stage.wired.inputs), kinds)
 
 
 def _placed(plan: Plan, stage: str, finding: Finding) -> Finding:
@@ -96,7 +97,7 @@ def _present(plan: Plan, origin: Origin, store: Store) -> Checkpoint | None:
 
 
 def _bytes_of_full_model(stage: PlannedStage) -> int:
-    if ArtifactKind.FULL_MODEL not in stage.wired.spec.outputs.values():
+    if ArtifactKind.FULL_MODEL not in stage.wired.spec.outputs_with(stage.wired.config).values():
         return 0
     models = [origin for origin in stage.wired.inputs.values() if isinstance(origin, FromUser)]
     paths = [origin.path for origin in models if origin.kind == ArtifactKind.FULL_MODEL and origin.path]

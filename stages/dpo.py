@@ -11,6 +11,7 @@ from pipeline.memory.work import Workload
 from stages.data_report import with_data_report
 from stages.pair_check import check_pairs, pair_outlook
 from stages.pair_config import PairTrainingConfig
+from stages.tuning import POLICY_KINDS, absent_policy
 
 
 class DPOConfig(PairTrainingConfig):
@@ -48,14 +49,19 @@ SPEC = StageSpec(
     config_type=DPOConfig,
     inputs={
         "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base"),
-        "policy": InputSlot((ArtifactKind.ADAPTER,), help="the SFT adapter: start and reference"),
+        "policy": InputSlot(POLICY_KINDS, help="the SFT adapter: start and reference"),
         "preferences": InputSlot((ArtifactKind.PREFERENCES,), help="pairs that people judged"),
         "held_out": InputSlot(
             (ArtifactKind.PREFERENCES,), required=False, help="pairs to measure on, in place of eval_share"
         ),
         "mapping": InputSlot((ArtifactKind.TEXT,), required=False, help="YAML that says how to read them"),
     },
-    outputs={"adapter": ArtifactKind.ADAPTER, "data_report": ArtifactKind.DATA_REPORT},
+    absent_outputs=absent_policy,
+    outputs={
+        "adapter": ArtifactKind.ADAPTER,
+        "model": ArtifactKind.FULL_MODEL,
+        "data_report": ArtifactKind.DATA_REPORT,
+    },
     run=run,
     memory=memory,
     check=check_pairs,

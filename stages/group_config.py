@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck
 from pipeline.errors import Finding, UserError
 from stages.config import TrainingConfig
+from stages.tuning import refuse_full
 
 
 class GroupConfig(TrainingConfig):
@@ -92,6 +93,7 @@ def check_groups(stage: StageCheck) -> Sequence[Finding]:
     from stages.runtime.score_function import score_function_findings
 
     findings = reward_findings(stage.name, stage.roles)
+    findings += refuse_full(stage, "policy, reference and reward share one frozen base")
     for role in ("reward_function", "watch"):
         if role in stage.inputs:
             findings += score_function_findings(stage.inputs[role])

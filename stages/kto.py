@@ -11,6 +11,7 @@ from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext,
 from pipeline.errors import Finding, UserError
 from stages.config import TrainingConfig
 from stages.data_report import with_data_report
+from stages.tuning import refuse_full
 
 
 class KTOConfig(TrainingConfig):
@@ -45,6 +46,9 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     """Read the preference file and say what would stop the stage."""
     from stages.labelled import labelled_findings, read_labelled
 
+    whole = refuse_full(stage, "policy and reference share one frozen base")
+    if whole:
+        return whole
     source, mapping = stage.inputs.get("preferences"), stage.inputs.get("mapping")
     if source is None:
         return []

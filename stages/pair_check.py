@@ -10,6 +10,7 @@ from pipeline.errors import Finding, UserError
 from reward.preferences.pairs import PairSet, load_pairs
 from stages.pair_config import PairTrainingConfig
 from stages.runtime.packing import packing_note
+from stages.tuning import tuning_findings
 
 LARGEST_FILE_BYTES = 16 * 2**20
 "Files above this size are read when the stage runs, so that a plan stays quick."
@@ -20,7 +21,10 @@ MAX_SHOWN = 20
 def check_pairs(stage: StageCheck) -> Sequence[Finding]:
     """Read the preference files and say what would stop the stage."""
     mapping = stage.inputs.get("mapping")
-    findings: list[Finding] = []
+    findings = tuning_findings(stage)
+    if stage.config.tuning.method == "full" and getattr(stage.config, "ensemble", 1) > 1:
+        message = "an ensemble is made of adapters, and tuning.method is full"
+        findings.append(Finding(message, "ensemble", "ensemble: 1, or tuning.method: lora", "other-form"))
     sets: dict[str, PairSet] = {}
     for role in ("preferences", "held_out"):
         source = stage.inputs.get(role)

@@ -18,6 +18,7 @@ from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext,
 from pipeline.errors import Finding, UserError
 from pipeline.memory.activations import Pass
 from pipeline.memory.work import Decoding, Workload
+from stages.tuning import refuse_full
 
 REWARD, FUNCTION, OUTSIDE = "reward", "reward_function", "outside_reward"
 "Roles of what pays a response; functions under other names pay too."
@@ -220,6 +221,7 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     from stages.runtime.score_function import score_function_findings
 
     findings = reward_findings(stage.name, stage.config, stage.roles)
+    findings += refuse_full(stage, "policy, reference, reward and value share one frozen base")
     findings += backend_findings(stage.name, stage.config)
     for source in stage.inputs.values():
         if source.kind == ArtifactKind.FUNCTION:

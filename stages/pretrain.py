@@ -70,9 +70,7 @@ def memory(stage: StageCheck) -> Workload:
     config: PretrainConfig = stage.config
     tokens = config.per_device_train_batch_size * config.max_length
     step = Pass(tokens, config.max_length, 0, all_logits=True, checkpointing=config.gradient_checkpointing)
-    return Workload(
-        config.model, None, step, trained=1, every_weight=True, autocast=True, full_precision=True
-    )
+    return Workload(config.model, None, step, trained=1, autocast=True)
 
 
 SPEC = StageSpec(

@@ -9,6 +9,7 @@ from pipeline.memory.work import Workload
 from stages.data_report import with_data_report
 from stages.pair_check import check_pairs, pair_outlook
 from stages.pair_config import PairTrainingConfig
+from stages.tuning import POLICY_KINDS, absent_reward
 
 
 class RewardConfig(PairTrainingConfig):
@@ -49,7 +50,8 @@ SPEC = StageSpec(
     inputs={
         "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base"),
         "policy": InputSlot(
-            (ArtifactKind.ADAPTER,), help="the SFT adapter that the reward model starts from"
+            POLICY_KINDS,
+            help="the SFT adapter that the reward model starts from",
         ),
         "preferences": InputSlot((ArtifactKind.PREFERENCES,), help="pairs that people judged"),
         "held_out": InputSlot(
@@ -59,9 +61,11 @@ SPEC = StageSpec(
     },
     outputs={
         "reward_model": ArtifactKind.REWARD_MODEL,
+        "full_reward_model": ArtifactKind.FULL_REWARD_MODEL,
         "card": ArtifactKind.TABLE,
         "data_report": ArtifactKind.DATA_REPORT,
     },
+    absent_outputs=absent_reward,
     run=run,
     memory=memory,
     check=check_pairs,

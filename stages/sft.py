@@ -13,6 +13,7 @@ from pipeline.errors import Finding, UserError
 from pipeline.memory.activations import Pass
 from pipeline.memory.work import Workload
 from stages.config import TrainingConfig
+from stages.tuning import POLICY_KINDS, absent_policy, tuning_findings
 
 
 class SftConfig(TrainingConfig):
@@ -41,7 +42,7 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     """Read the demonstrations, without a tokenizer: unreadable files and too many bad rows are found here."""
     from stages.data import read_demonstrations, too_many_rejects
 
-    findings: list[Finding] = []
+    findings = tuning_findings(stage)
     config: SftConfig = stage.config
     if "lm_head" in config.tuning.target_modules and config.tuning.target_modules != "all-linear":
         findings.append(
@@ -86,12 +87,13 @@ SPEC = StageSpec(
     config_type=SftConfig,
     inputs={
         "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen model that the adapter is put on"),
-        "policy": InputSlot((ArtifactKind.ADAPTER,), required=False, help="adapter to go on from"),
+        "policy": InputSlot(POLICY_KINDS, required=False, help="adapter to go on from"),
         "demonstrations": InputSlot(
             (ArtifactKind.DEMONSTRATIONS,), help="JSON Lines with prompt and completion, or messages"
         ),
     },
-    outputs={"adapter": ArtifactKind.ADAPTER},
+    outputs={"adapter": ArtifactKind.ADAPTER, "model": ArtifactKind.FULL_MODEL},
+    absent_outputs=absent_policy,
     run=run,
     memory=memory,
     summary="supervised fine-tuning on demonstrations (TRL's SFTTrainer), loss on the answer only",

@@ -240,4 +240,6 @@ def test_the_card_says_what_it_takes_and_gives():
     assert SPEC.kind == "sft"
     assert set(SPEC.inputs) == {"base", "policy", "demonstrations"}
     assert not SPEC.inputs["policy"].required
-    assert SPEC.outputs == {"adapter": ArtifactKind.ADAPTER}
+    assert SPEC.outputs_with(SftConfig()) == {"adapter": ArtifactKind.ADAPTER}
+    whole = SftConfig(tuning=TuningConfig(method="full"))
+    assert SPEC.outputs_with(whole) == {"model": ArtifactKind.FULL_MODEL}

@@ -32,8 +32,8 @@ class ModelConfig(StrictModel):
 class TuningConfig(StrictModel):
     """What is trained. One block for all stages; a stage may override single keys."""
 
-    method: Literal["lora", "qlora", "8bit"] = "lora"
-    "lora trains low-rank adapters; qlora holds the base in 4 bits (nf4, double quantisation), 8bit in 8."
+    method: Literal["lora", "qlora", "8bit", "full"] = "lora"
+    "lora trains low-rank adapters; qlora holds the base in 4 bits (nf4), 8bit in 8; full trains all weights."
     use_dora: bool = False
     "DoRA: also train the length of each output's weights. Learns a little more, keeps more activations."
     use_rslora: bool = False
@@ -49,7 +49,7 @@ class TuningConfig(StrictModel):
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     "Linear layers that get an adapter, by name suffix."
     frozen_layers: int = Field(0, ge=0)
-    "The first so many layers keep what they have: their adapters are not trained."
+    "The first so many layers keep what they have: neither they nor their adapters are trained."
     frozen_modules: tuple[str, ...] = ()
     "Patterns of module paths that keep what they have, such as '*.mlp.*'."
     gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IN_KEY)

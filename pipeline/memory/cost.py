@@ -49,13 +49,17 @@ def cost_of(work: Workload, shape: ModelShape, card: Card, *, utilisation: float
     return Cost(hours, None if card.price_usd is None else hours * card.price_usd)
 
 
+def _whole(work: Workload) -> bool:
+    return work.tuning is None or work.tuning.method == "full"
+
+
 def _operations(work: Workload, shape: ModelShape, step: Pass) -> float:
     """Return the operations of one micro-batch: its passes with gradients, and those that only read."""
     body = shape.num_linear * step.tokens
     attention = shape.layers * step.tokens * step.row_tokens * shape.query_width
     head_rows = step.tokens if step.all_logits else step.answers
     forward = 2 * (body + attention + head_rows * shape.vocabulary * shape.hidden)
-    passes = 2 + (1 if work.every_weight else 0) + (1 if step.checkpointing else 0)
+    passes = 2 + (1 if _whole(work) else 0) + (1 if step.checkpointing else 0)
     # Each frozen role, and each trained one before its update, reads once.
     reads = work.frozen + (work.trained if work.decoding is not None else 0)
     return forward * (passes * max(1, work.trained) + reads)

@@ -77,7 +77,8 @@ def estimate(work: Workload, shape: ModelShape) -> StageMemory:
     """Return the memory of a stage on a GPU. No weights are loaded."""
     trained = trained_weights(work, shape)
     dtype = held_dtype(work)
-    precision = Precision(BYTES[dtype], autocast=work.autocast and work.model.dtype != "float32")
+    casts = work.autocast or trained.full
+    precision = Precision(BYTES[dtype], autocast=casts and work.model.dtype != "float32")
     method = work.tuning.method if work.tuning is not None else "lora"
     weights = weight_bytes(shape, "" if trained.full else method, dtype)
     num_trained, adapters, optimizer = _held(work, trained)
@@ -101,8 +102,10 @@ def estimate(work: Workload, shape: ModelShape) -> StageMemory:
 def trained_weights(work: Workload, shape: ModelShape) -> Trained:
     """Return what one trained adapter, or the trained model, holds."""
     tuning = work.tuning
-    if work.every_weight or tuning is None:
+    if tuning is None:
         return Trained(shape, rank=0)
+    if tuning.method == "full":
+        return Trained(shape, rank=0, frozen_layers=tuning.frozen_layers, frozen=tuning.frozen_modules)
     targets = None if tuning.target_modules == "all-linear" else tuning.target_modules
     return Trained(
         shape,
@@ -116,7 +119,8 @@ def trained_weights(work: Workload, shape: ModelShape) -> Trained:
 
 def held_dtype(work: Workload) -> Dtype:
     """Return the precision of the base's plain weights on a GPU."""
-    if work.full_precision or work.model.dtype == "float32":
+    whole = work.tuning is None or work.tuning.method == "full"
+    if whole or work.model.dtype == "float32":
         return "float32"
     return "bfloat16"
 

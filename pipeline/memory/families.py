@@ -186,6 +186,7 @@ def _gpt2(config: Config) -> ModelShape:
         act_copies=copies,
         blocks=("attn", "mlp"),
         layers_path="transformer.h",
+        table_path="transformer.wte",
     )
 
 
@@ -199,7 +200,13 @@ def _gpt_neox(config: Config) -> ModelShape:
         Linear("dense_4h_to_h", inner, hidden, bias, "inner"),
     )
     return _plain_decoder(
-        config, config, linears, tied=False, blocks=("attention", "mlp"), layers_path="gpt_neox.layers"
+        config,
+        config,
+        linears,
+        tied=False,
+        blocks=("attention", "mlp"),
+        layers_path="gpt_neox.layers",
+        table_path="gpt_neox.embed_in",
     )
 
 
@@ -240,6 +247,7 @@ def _opt(config: Config) -> ModelShape:
         positions=int(config["max_position_embeddings"]) + 2,
         blocks=("self_attn", ""),
         layers_path="model.decoder.layers",
+        table_path="model.decoder.embed_tokens",
     )
 
 
@@ -277,6 +285,7 @@ def _plain_decoder(
         act_copies=int(options.get("act_copies", 1)),
         max_positions=limit,
         layers_path=options.get("layers_path", "model.layers"),
+        table_path=options.get("table_path", "model.embed_tokens"),
     )
 
 

@@ -70,6 +70,8 @@ class ModelShape:
     max_positions: int | None = None
     layers_path: str = "model.layers"
     "Module that holds the layers."
+    table_path: str = "model.embed_tokens"
+    "Module of the token embedding."
 
     @property
     def query_width(self) -> int:

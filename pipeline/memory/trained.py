@@ -24,8 +24,6 @@ class Trained:
     "DoRA: one more number an output."
     frozen: Sequence[str] = ()
     "Patterns of module paths in which nothing is trained."
-    embeddings: bool = True
-    "Token and position tables and the head are trained, where the weights themselves are."
 
     @property
     def full(self) -> bool:
@@ -84,17 +82,24 @@ class Trained:
 
     def _full_sizes(self) -> list[int]:
         shape = self.shape
-        norms = shape.layer_vectors // max(1, shape.layer_norms)
-        layer = [one.num_weights for one in shape.linears]
-        layer += [one.outputs for one in shape.linears if one.bias] + [norms] * shape.layer_norms
-        # The rest of the vectors, such as norms of queries and keys.
-        layer += [shape.layer_vectors - norms * shape.layer_norms]
-        sizes = [size for size in self.layers * layer if size] + [shape.outer_vectors]
-        if self.embeddings:
-            head = shape.num_head - (shape.vocabulary if shape.head_bias else 0)
-            sizes += [shape.vocabulary * shape.hidden, shape.positions * shape.hidden, head]
-            sizes += [shape.vocabulary] if shape.head_bias else []
-        return [size for size in sizes if size]
+        maps = [
+            size
+            for layer in range(self.frozen_layers, shape.layers)
+            for one in shape.linears
+            if not self._is_frozen(shape.path(layer, one))
+            for size in (one.num_weights, one.outputs if one.bias else 0)
+        ]
+        norm = shape.layer_vectors // max(1, shape.layer_norms)
+        # What a layer's norms leave over are norms of queries and keys.
+        rest = shape.layer_vectors - norm * shape.layer_norms
+        norms = self.layers * [*([norm] * shape.layer_norms), rest]
+        bias = shape.vocabulary if shape.head_bias else 0
+        outer = [shape.positions * shape.hidden, shape.outer_vectors]
+        if not self._is_frozen(shape.table_path):
+            outer.append(shape.vocabulary * shape.hidden)
+        if not self._is_frozen("lm_head"):
+            outer += [shape.num_head - bias, bias]
+        return [size for size in (*maps, *norms, *outer) if size]
 
 
 def _is_named(name: str, named: Sequence[str]) -> bool:

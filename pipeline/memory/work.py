@@ -28,7 +28,7 @@ class Workload:
 
     model: ModelConfig
     tuning: TuningConfig | None
-    "What is trained; None where nothing is, or where every weight is."
+    "What is trained, and how the base is held; None where every weight trains."
     step: Pass | None = None
     "The pass with gradients of one micro-batch; None where nothing is trained."
     trained: int = 0
@@ -39,12 +39,8 @@ class Workload:
     "Trained score heads."
     head_biases: int = 0
     "Of these, the ones with an offset."
-    every_weight: bool = False
-    "Every weight of the base is trained, whatever the tuning says."
     autocast: bool = False
     "On a GPU, matrix products run in bfloat16 whatever the weights are."
     with_entropy: bool = False
     "The loss also needs the entropy of each distribution."
     decoding: Decoding | None = None
-    full_precision: bool = False
-    "The base is held in float32 whatever model.dtype says."

@@ -39,6 +39,7 @@ from stages.runtime.text.chat import TextContract, generation_eos
 __all__ = [
     "AdapterSwitch",
     "enable_checkpointing",
+    "in_frozen_layer",
     "is_frozen",
     "load_adapter",
     "load_head",
@@ -167,18 +168,25 @@ def save_adapter(
     return folder
 
 
-def trained_parameters(model: PeftModel, name: str) -> list[tuple[str, torch.nn.Parameter]]:
-    """Return the weights of one adapter that get gradients, sorted by name."""
+def trained_parameters(model: torch.nn.Module, name: str) -> list[tuple[str, torch.nn.Parameter]]:
+    """Return the weights that get gradients, sorted by name: of one adapter, or of a model without any."""
+    if not isinstance(model, PeftModel):
+        return sorted((key, value) for key, value in model.named_parameters() if value.requires_grad)
     return [(key, value) for key, value in named_adapter_parameters(model, name) if value.requires_grad]
 
 
 def is_frozen(key: str, tuning: TuningConfig) -> bool:
     """Say whether a weight belongs to a layer or module that the tuning leaves as it is."""
-    layer = _LAYER.search(key)
-    if layer is not None and int(layer[1]) < tuning.frozen_layers:
+    if in_frozen_layer(key, tuning.frozen_layers):
         return True
     path = key.split(".lora_")[0].removeprefix("base_model.model.")
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in tuning.frozen_modules)
+
+
+def in_frozen_layer(key: str, frozen_layers: int) -> bool:
+    """Say whether a weight belongs to one of the first layers."""
+    layer = _LAYER.search(key)
+    return layer is not None and int(layer[1]) < frozen_layers
 
 
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")

@@ -20,14 +20,16 @@ from reward.card import ScoredPair, headline, report_card
 from stages.dpo import DPOConfig
 from stages.ops.preference_losses import REFERENCE_FREE, PairLogps, implicit_rewards, preference_loss
 from stages.runtime.adapters import save_adapter, trained_parameters
-from stages.runtime.loading import backbone, causal_lm_of
-from stages.runtime.output_head import OutputHead
+from stages.runtime.loading import causal_lm_of
+from stages.runtime.trained_head import Head
+from stages.runtime.whole_model import save_whole
 from stages.trainers.loop import LossOutput, train
 from stages.trainers.pair_data import PairData, TokenPair, open_pair_data
 from stages.trainers.pair_model import POLICY, REFERENCE, PairModel, open_pair_model, refuse_unfit
 from stages.trainers.pairs import PairBatch, PairSchedule, make_batches
 from stages.trainers.reference import Logps, reference_key, reference_logps
 from stages.trainers.reward import reward_metrics
+from stages.tuning import ADAPTER, MODEL
 
 START_TOLERANCE = {torch.float32: 1e-4}
 "How far the first DPO loss may be from ln 2; half precision rounds the cached sums on its own."
@@ -39,7 +41,7 @@ class DPOTrainer:
     """A policy, its reference's log-probabilities and how it learns from a batch."""
 
     parts: PairModel
-    output_head: OutputHead
+    output_head: Head
     config: DPOConfig
     reference: Logps | None
     "Of the pairs that batches number; None for the members that need none."
@@ -114,7 +116,7 @@ def train_dpo(ctx: StageContext) -> StageResult:
     data = open_pair_data(ctx.inputs, config, parts.chat)
     refuse_unfit(parts, [*data.train, *data.held_out])
     pairs = [*data.train, *data.held_out]
-    output_head = OutputHead.of(parts.model, backbone=backbone(parts.model))
+    output_head = parts.output_head()
     schedule = PairSchedule(data.train, config, packed=parts.packed)
     start: dict[str, float] = {}
     with parts.running():
@@ -134,22 +136,22 @@ def train_dpo(ctx: StageContext) -> StageResult:
             eval_steps=config.eval_steps,
         )
         final = _final_metrics(trainer, data, pairs)
-    folder = save_adapter(
-        parts.model,
-        ctx.output_dir / "adapter",
-        name=POLICY,
-        base=ctx.inputs["base"],
-        tokenizer=parts.tokenizer,
-    )
+    if config.tuning.method == "full":
+        role, folder = MODEL, save_whole(parts.model, ctx.output_dir / MODEL, tokenizer=parts.tokenizer)
+    else:
+        base, tokenizer = ctx.inputs["base"], parts.tokenizer
+        role, folder = ADAPTER, ctx.output_dir / ADAPTER
+        save_adapter(parts.model, folder, name=POLICY, base=base, tokenizer=tokenizer)
     metrics = {**summary.metrics, **parts.hand_over.metrics(), **start, **final, **data.counts}
     notes = (*parts.notes, *data.notes, *summary.notes)
-    return StageResult({"adapter": folder}, {k: float(v) for k, v in metrics.items()}, notes)
+    return StageResult({role: folder}, {k: float(v) for k, v in metrics.items()}, notes)
 
 
 def _reference(ctx: StageContext, trainer: DPOTrainer, pairs: Sequence[TokenPair]) -> Logps:
     """Return the reference's log-probabilities of all pairs, from the store's cache when they are there."""
     parts, config = trainer.parts, trainer.config
-    method, rank = config.tuning.method, parts.model.peft_config[REFERENCE].r
+    method = config.tuning.method
+    rank = 0 if method == "full" else parts.model.peft_config[REFERENCE].r
     attention = f"padded {config.model.attn_implementation}"
     key = partial(
         reference_key,

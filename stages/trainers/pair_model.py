@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -26,10 +27,13 @@ from stages.runtime.loading import (
     position_findings,
     vocabulary_findings,
 )
+from stages.runtime.output_head import OutputHead
 from stages.runtime.segment_check import supports_segments
 from stages.runtime.segments import segment_model
 from stages.runtime.switch import AdapterSwitch, enable_checkpointing
 from stages.runtime.text.chat import ChatText, check_same_text, generation_eos
+from stages.runtime.trained_head import Head, TrainedHead
+from stages.runtime.whole_model import NoAdapters, computing, open_whole
 from stages.trainers.pair_data import TokenPair
 from stages.trainers.pairs import PairBatch
 
@@ -41,14 +45,17 @@ _OFF = "shared_prompts is off"
 class PairModel:
     """A base with its adapters, and how batches are laid out for it."""
 
-    model: PeftModel
-    switch: AdapterSwitch
+    model: Any
+    "A base with adapters, or a whole model."
+    switch: AdapterSwitch | NoAdapters
     tokenizer: PreTrainedTokenizerBase
     chat: ChatText
     hand_over: HandOver
     "What was proven before the first step."
     unpacked_because: str | None
     "Why rows are padded; None when prompts are shared."
+    autocast: str | None = None
+    "model.dtype of a whole model, whose float32 weights compute in another precision; None for adapters."
 
     @property
     def packed(self) -> bool:
@@ -69,8 +76,14 @@ class PairModel:
 
     def hidden(self, batch: PairBatch) -> Tensor:
         """Return last hidden states (positions, hidden) of a batch on the model's device."""
-        output = backbone(self.model)(input_ids=batch.input_ids, use_cache=False, **batch.options)
+        with nullcontext() if self.autocast is None else computing(self.model, self.autocast):
+            output = backbone(self.model)(input_ids=batch.input_ids, use_cache=False, **batch.options)
         return output.last_hidden_state.flatten(0, 1)
+
+    def output_head(self) -> Head:
+        """Return the head that gives log-probabilities; with gradients to itself where it is trained."""
+        head = OutputHead.of(self.model, backbone=backbone(self.model))
+        return head if self.autocast is None else TrainedHead(head)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -119,6 +132,8 @@ def open_pair_model(ctx: StageContext, *, name: str, with_reference: bool) -> Pa
         ModelError: a model, tokenizer or adapter that cannot be read.
     """
     config: PairTrainingConfig = ctx.config
+    if config.tuning.method == "full":
+        return open_whole_pair_model(ctx)
     parent, policy = open_parent(ctx, name=name), ctx.inputs["policy"]
     model = parent.model
     if with_reference:
@@ -139,6 +154,22 @@ def open_pair_model(ctx: StageContext, *, name: str, with_reference: bool) -> Pa
         enable_checkpointing(model, switch)
         recompute_layers(causal_lm_of(model))
     return PairModel(model, switch, parent.tokenizer, parent.chat, proof, packable)
+
+
+def open_whole_pair_model(ctx: StageContext) -> PairModel:
+    """Open the policy as a model of its own; the reference is the same model before its first step."""
+    config: PairTrainingConfig = ctx.config
+    policy = ctx.inputs["policy"]
+    model, proof = open_whole(policy, config.model, config.tuning)
+    tokenizer = load_tokenizer(policy, config.model)
+    stops = generation_eos(model)
+    check_same_text(policy.path, tokenizer, generation_eos=stops, where=ctx.name)
+    packable = supports_segments(model, backbone=backbone(model)) if config.shared_prompts else _OFF
+    if config.tuning.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(model)
+    chat = ChatText(tokenizer, generation_eos=stops)
+    return PairModel(model, NoAdapters(), tokenizer, chat, proof, packable, config.model.dtype)
 
 
 def refuse_unfit(parts: PairModel, pairs: Sequence[TokenPair]) -> None:

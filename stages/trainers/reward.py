@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from reward.spread import spread_report
 from stages.reward import RewardConfig
 from stages.runtime.adapters import load_adapter, save_adapter, trained_parameters
 from stages.runtime.ensemble import member_name, save_members
+from stages.runtime.whole_model import save_whole
 from stages.trainers.loop import LossOutput, TrainSummary, train
 from stages.trainers.order import seed_of
 from stages.trainers.pair_data import PairData, TokenPair, open_pair_data
@@ -113,6 +116,10 @@ def train_reward(ctx: StageContext) -> StageResult:
         ensemble = RewardEnsemble(members)
         card = make_card(ensemble.score_pairs, data, parts.chat, num_probes=config.num_probes)
         card |= {"ensemble": spread} if (spread := ensemble.spread(data.held_out)) else {}
+    if config.tuning.method == "full":
+        role, head = "full_reward_model", members[0].head
+        folder = save_whole(parts.model, ctx.output_dir / role, tokenizer=parts.tokenizer, head=head)
+        return _finish(ctx, folder, role, card=card, parts=parts, data=data, summaries=summaries)
     folder = save_adapter(
         parts.model,
         ctx.output_dir / "reward_model",
@@ -123,12 +130,26 @@ def train_reward(ctx: StageContext) -> StageResult:
     )
     heads = [(str(member.adapter), member.head) for member in members]
     save_members(parts.model, folder, heads, base=ctx.inputs["base"])
-    outputs = {"reward_model": folder, "card": ctx.output_dir / "card"}
+    return _finish(ctx, folder, "reward_model", card=card, parts=parts, data=data, summaries=summaries)
+
+
+def _finish(
+    ctx: StageContext,
+    folder: Path,
+    role: str,
+    *,
+    card: dict[str, Any],
+    parts: PairModel,
+    data: PairData,
+    summaries: Sequence[TrainSummary],
+) -> StageResult:
+    """Write the card and say what the stage gave."""
+    outputs = {role: folder, "card": ctx.output_dir / "card"}
     write_card(card, model_folder=folder, table_folder=outputs["card"])
     metrics = {**summaries[0].metrics, **parts.hand_over.metrics(), **headline(card), **data.counts}
     notes = [*parts.notes, *data.notes, *card["flags"], *(note for s in summaries for note in s.notes)]
-    if len(members) > 1:
-        notes.append(f"{len(members)} members; ppo is paid by the first, grpo and rloo by their mean")
+    if len(summaries) > 1:
+        notes.append(f"{len(summaries)} members; ppo is paid by the first, grpo and rloo by their mean")
     return StageResult(outputs, {k: float(v) for k, v in metrics.items()}, tuple(notes))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -22,11 +24,14 @@ from stages.runtime.handover import HandOver, prove_hand_over
 from stages.runtime.loading import load_base, load_tokenizer, position_findings, vocabulary_findings
 from stages.runtime.saving.seal import train_sealed
 from stages.runtime.text.chat import ChatText, TextContract
+from stages.runtime.whole_model import open_whole, save_whole
 from stages.sft import SftConfig
 from stages.trainers.sft_evaluation import HeldOut
 from stages.trainers.sft_layout import choose_layout, without_base_dropout
 from stages.trainers.sft_rows import TokenRows, encode_rows, prove_stop_is_trained
 from stages.trainers.sft_trainer import AnswerTrainer, make_trainer
+from stages.tuning import ADAPTER as ADAPTER_OUTPUT
+from stages.tuning import MODEL
 
 ADAPTER = "policy"
 REJECTS_FILE = "rejected_rows.jsonl"
@@ -74,24 +79,22 @@ def train_sft(ctx: StageContext) -> StageResult:
         model, prepared.train.rows, config, layout, prepared.tokenizer, folder=ctx.scratch_dir / "trainer"
     )
     # The trainer may not have touched what it was given: TRL resets or rounds adapters in some set-ups.
-    prove_hand_over(model, ctx.inputs.get("policy"), policy=ADAPTER)
+    if config.tuning.method != "full":
+        prove_hand_over(model, ctx.inputs.get("policy"), policy=ADAPTER)
     prove_batch_trains_stop(trainer, prepared.chat)
     evaluation = HeldOut(trainer, prepared.held_out.rows, ctx, every=config.eval_steps)
     trainer.add_callback(evaluation)
     with layout.attention(model):
         found = train_sealed(trainer, ctx, text="sft")
         final = evaluation.measure()
-    prove_learned(model)
-    adapter = save_adapter(
-        model, ctx.output_dir / "adapter", name=ADAPTER, base=ctx.inputs["base"], tokenizer=prepared.tokenizer
-    )
+    role, folder = write_policy(ctx, model, prepared.tokenizer)
     if prepared.rejects:
-        write_rejects(prepared.rejects, adapter / REJECTS_FILE)
+        write_rejects(prepared.rejects, folder / REJECTS_FILE)
     if final:
         ctx.logger.log(final, step=trainer.state.global_step)
     notes += [*layout.notes, *(str(damage) for damage in found.damages)]
     metrics = {**trainer.totals.metrics(), **final, **prepared.metrics(), **proof.metrics()}
-    return StageResult({"adapter": adapter}, metrics, tuple(notes))
+    return StageResult({role: folder}, metrics, tuple(notes))
 
 
 def prepare(ctx: StageContext) -> Prepared:
@@ -154,8 +157,10 @@ _CHOSEN_WITH_TEMPLATE = ("text-chat-template-sha256", "text-stop-token-ids")
 
 def start_model(
     ctx: StageContext, tokenizer: PreTrainedTokenizerBase, *, longest: int = 0
-) -> tuple[PeftModel, HandOver]:
+) -> tuple[Any, HandOver]:
     """Load the base and put the adapter on it: fresh, or the parent's; prove that it starts there.
+
+    Where every weight trains, the model is the parent itself.
 
     Args:
         ctx: inputs and settings.
@@ -164,6 +169,12 @@ def start_model(
     """
     config: SftConfig = ctx.config
     parent = ctx.inputs.get("policy")
+    if config.tuning.method == "full":
+        whole, proof = open_whole(parent or ctx.inputs["base"], config.model, config.tuning)
+        findings = [*vocabulary_findings(tokenizer, whole), *position_findings(whole, longest)]
+        if findings:
+            raise ModelError.from_findings(findings)
+        return whole, proof
     base = load_base(ctx.inputs["base"], config.model, config.tuning)
     findings = [*vocabulary_findings(tokenizer, base), *position_findings(base, longest)]
     if findings:
@@ -176,6 +187,20 @@ def start_model(
             base, parent, name=ADAPTER, trainable=True, tuning=config.tuning, dropout=dropout
         )
     return model, prove_hand_over(model, parent, policy=ADAPTER)
+
+
+def write_policy(ctx: StageContext, model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Path]:
+    """Write what was trained; return the output's role and folder.
+
+    Raises:
+        HandOverError: the adapter learned nothing, or a weight is not finite.
+    """
+    if ctx.config.tuning.method == "full":
+        return MODEL, save_whole(model, ctx.output_dir / MODEL, tokenizer=tokenizer)
+    prove_learned(model)
+    folder = ctx.output_dir / ADAPTER_OUTPUT
+    save_adapter(model, folder, name=ADAPTER, base=ctx.inputs["base"], tokenizer=tokenizer)
+    return ADAPTER_OUTPUT, folder
 
 
 def prove_batch_trains_stop(trainer: AnswerTrainer, chat: ChatText) -> None:

@@ -17,6 +17,7 @@ from stages.runtime.loading import backbone
 from stages.runtime.output_head import OutputHead
 from stages.runtime.segment_check import supports_segments
 from stages.runtime.segments import Segments, segment_model
+from stages.runtime.trained_head import Head, TrainedHead
 from stages.sft import SftConfig
 from stages.trainers.sft_rows import IGNORED
 
@@ -71,7 +72,7 @@ class AnswerLogprobs:
         return self.logprobs.numel()
 
 
-def answer_logprobs(model: Any, head: OutputHead | None, inputs: Mapping[str, Tensor]) -> AnswerLogprobs:
+def answer_logprobs(model: Any, head: Head | None, inputs: Mapping[str, Tensor]) -> AnswerLogprobs:
     """Run the model on a collated micro-batch and its head on the answer tokens only.
 
     Without a head that is known, the logits of every token are made.
@@ -109,7 +110,7 @@ class Layout:
     """How micro-batches are laid out for a model, and why not otherwise."""
 
     collator: PaddedRows | JoinedRows
-    head: OutputHead | None
+    head: Head | None
     notes: tuple[str, ...]
 
     def attention(self, model: PeftModel) -> AbstractContextManager[None]:
@@ -120,9 +121,10 @@ class Layout:
 def choose_layout(model: PeftModel, config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> Layout:
     """Ask the model whether rows can be joined and its head read; what it cannot do is done the long way."""
     notes = []
-    head: OutputHead | None = None
+    head: Head | None = None
     try:
-        head = OutputHead.of(model, backbone=backbone(model))
+        read = OutputHead.of(model, backbone=backbone(model))
+        head = TrainedHead(read) if config.tuning.method == "full" else read
     except ModelError as error:
         notes.append(f"{error.findings[0].message}: the logits of every token are made")
     reason = supports_segments(model, backbone=backbone(model)) if config.packing else None

@@ -18,7 +18,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from pipeline.errors import StageFailed
-from stages.runtime.output_head import OutputHead
+from stages.runtime.trained_head import Head
 from stages.sft import SftConfig
 from stages.trainers.order import total_steps
 from stages.trainers.sft_layout import AnswerLogprobs, Layout, answer_logprobs, joined_inputs
@@ -59,7 +59,7 @@ class AnswerTrainer(SFTTrainer):
     # The loss below is divided by the tokens of the whole optimizer step, not of the micro-batch.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, model: PeftModel, args: SFTConfig, *, head: OutputHead | None, **others: Any) -> None:
+    def __init__(self, model: PeftModel, args: SFTConfig, *, head: Head | None, **others: Any) -> None:
         # TRL rounds the adapters of a 4-bit base to bfloat16: the parent's weights, and AdamW's small
         # steps, would be lost. What it was given is put back.
         given = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]

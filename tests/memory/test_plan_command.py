@@ -116,6 +116,32 @@ def test_a_base_made_by_a_pretrain_stage_is_planned_from_its_architecture(tmp_pa
     assert stages[1]["num_trained"] == 2 * 16 * (4 * 128 + 3 * 192)
 
 
+WHOLE = """
+name: whole
+model: {base: base}
+tuning: {method: full, gradient_checkpointing: true}
+stages:
+  sft:    {kind: sft, inputs: {demonstrations: DATA/sft.jsonl}, per_device_train_batch_size: 1}
+  reward: {kind: reward, inputs: {policy: sft, preferences: DATA/preferences.jsonl}}
+  dpo:    {kind: dpo, inputs: {policy: sft, preferences: DATA/preferences.jsonl}}
+"""
+
+
+def test_whole_models_are_handed_on_and_ppo_on_them_is_refused(tmp_path, capsys):
+    config_only(tmp_path / "base", {**LLAMA_8B, "hidden_size": 512, "num_hidden_layers": 4})
+    file = tmp_path / "run.yaml"
+    file.write_text(WHOLE.replace("DATA", str(DATA)))
+    assert _plan(file, "--gpu", "40GiB") == 0
+
+    ppo = "  ppo:    {kind: ppo, inputs: {policy: sft, reward: reward, prompts: DATA/prompts.jsonl}}\n"
+    file.write_text((WHOLE + ppo).replace("DATA", str(DATA)))
+    assert _plan(file) == 2
+
+    errors = capsys.readouterr().err
+    assert "stage 'sft' gives model (full_model), and this input takes adapter" in errors
+    assert "stage 'reward' gives full_reward_model" in errors
+
+
 def test_planning_memory_loads_no_torch(run_file):
     words = ["plan", str(run_file), "--store", str(run_file.parent / "store"), "--gpu", "40GiB"]
     code = (
