@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.errors import StoreError
+from pipeline.errors import DiskFull, StoreError
 
 BeforeOperation = Callable[[str, Path], None]
 
@@ -119,7 +119,8 @@ def explain(error: OSError, operation: str, path: Path) -> StoreError:
     if error.errno in _FULL:
         message, code = f"the disk is full ({free_text(path)} free)", "disk-full"
         hint = "make room, then run the same command; nothing committed is lost"
-    elif error.errno == errno.EROFS:
+        return DiskFull(message, where=str(path), hint=hint, code=code)
+    if error.errno == errno.EROFS:
         message, code, hint = "the file system is read-only", "read-only", "--store <a folder you can write>"
     elif error.errno in (errno.EACCES, errno.EPERM):
         message, code = f"no permission to {operation} here", "no-permission"

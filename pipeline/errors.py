@@ -16,6 +16,9 @@ class ExitCode(IntEnum):
     USER_ERROR = 2
     GATE_CLOSED = 3
     BUSY = 4
+    OUT_OF_MEMORY = 5
+    OUT_OF_DISK = 6
+    KILLED = 7
     INTERRUPTED = 75
 
 
@@ -85,6 +88,12 @@ class BusyError(StoreError):
     """Another process holds what this one needs."""
 
     exit_code = ExitCode.BUSY
+
+
+class DiskFull(StoreError):
+    """There is no room left for what must be written."""
+
+    exit_code = ExitCode.OUT_OF_DISK
 
 
 class StageFailed(UserError):

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import BinaryIO, Protocol
 
 from pipeline.disk import explain
-from pipeline.errors import Finding
+from pipeline.errors import ExitCode, Finding
 from pipeline.work import Failure, WorkFolder
 
 POLL_SECONDS = 0.2
@@ -126,14 +126,17 @@ def died(returncode: int, *, oom: bool) -> Failure:
     if returncode == -signal.SIGKILL and oom:
         hint = "a smaller per_device_train_batch_size, or a machine with more memory"
         message = "the operating system killed the stage: out of memory"
-        return Failure("out-of-memory", (Finding(message, hint=hint, code="out-of-memory"),))
+        finding = Finding(message, hint=hint, code="out-of-memory")
+        return Failure("out-of-memory", (finding,), ExitCode.OUT_OF_MEMORY)
     if returncode in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
         name = signal.Signals(-returncode).name
         hint = "the same command goes on from the last checkpoint; the kernel's log may say who killed it"
-        return Failure("killed", (Finding(f"the stage was killed by {name}", hint=hint, code="killed"),))
+        finding = Finding(f"the stage was killed by {name}", hint=hint, code="killed")
+        return Failure("killed", (finding,), ExitCode.KILLED)
     if returncode == DISK_FULL_EXIT_CODE:
         hint = "make room, then run the same command; it goes on from the last checkpoint"
-        return Failure("out-of-disk", (Finding("the disk is full", hint=hint, code="disk-full"),))
+        finding = Finding("the disk is full", hint=hint, code="disk-full")
+        return Failure("out-of-disk", (finding,), ExitCode.OUT_OF_DISK)
     if returncode < 0:
         message = f"the stage crashed with {signal.Signals(-returncode).name}"
     else:

@@ -163,9 +163,9 @@ def classify(error: BaseException) -> Failure:
     ):
         hint = "a smaller per_device_train_batch_size with more gradient_accumulation_steps, or max_length"
         finding = Finding(f"out of memory: {_first_line(error)}", hint=hint, code="out-of-memory")
-        return Failure("out-of-memory", (finding,))
+        return Failure("out-of-memory", (finding,), ExitCode.OUT_OF_MEMORY)
     if _has_code(error, "disk-full") and isinstance(error, UserError):
-        return Failure("out-of-disk", error.findings)
+        return Failure("out-of-disk", error.findings, ExitCode.OUT_OF_DISK)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or any(words in text for words in _FULL_WORDS):
         finding = Finding(
@@ -173,7 +173,7 @@ def classify(error: BaseException) -> Failure:
             hint="make room, then run the same command; it goes on from the last checkpoint",
             code="disk-full",
         )
-        return Failure("out-of-disk", (finding,))
+        return Failure("out-of-disk", (finding,), ExitCode.OUT_OF_DISK)
     if isinstance(error, UserError):
         return Failure("user-error", error.findings, error.exit_code)
     message = f"a bug, {type(error).__name__}: {_first_line(error)}"

@@ -116,9 +116,9 @@ def test_a_gate_that_is_lowered_opens_without_a_new_run_of_its_stage(engine: Eng
     [
         pytest.param("user", "user-error", ExitCode.USER_ERROR, "row 7 has no prompt", id="user"),
         pytest.param("bug", "bug", ExitCode.STAGE_FAILED, "ZeroDivisionError: a planted bug", id="bug"),
-        pytest.param("memory", "out-of-memory", ExitCode.STAGE_FAILED, "out of memory", id="memory"),
-        pytest.param("disk", "out-of-disk", ExitCode.STAGE_FAILED, "the disk is full", id="disk"),
-        pytest.param("kill", "killed", ExitCode.STAGE_FAILED, "killed by SIGKILL", id="kill"),
+        pytest.param("memory", "out-of-memory", ExitCode.OUT_OF_MEMORY, "out of memory", id="memory"),
+        pytest.param("disk", "out-of-disk", ExitCode.OUT_OF_DISK, "the disk is full", id="disk"),
+        pytest.param("kill", "killed", ExitCode.KILLED, "killed by SIGKILL", id="kill"),
     ],
 )
 def test_a_failure_is_told_apart_and_the_same_command_goes_on(

@@ -25,13 +25,13 @@ class OutOfMemoryError(RuntimeError):
     [
         (HandOverError("another base"), "user-error", ExitCode.USER_ERROR),
         (Interrupted("saved at step 3"), "interrupted", ExitCode.INTERRUPTED),
-        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out-of-memory", 1),
-        (MemoryError(), "out-of-memory", 1),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out-of-memory", 1),
-        (OSError(errno.ENOSPC, "No space left on device"), "out-of-disk", 1),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "out-of-disk", 1),
-        (RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)"), "out-of-disk", 1),
-        (StoreError("the disk is full", where="x", code="disk-full"), "out-of-disk", 1),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out-of-memory", 5),
+        (MemoryError(), "out-of-memory", 5),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out-of-memory", 5),
+        (OSError(errno.ENOSPC, "No space left on device"), "out-of-disk", 6),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "out-of-disk", 6),
+        (RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)"), "out-of-disk", 6),
+        (StoreError("the disk is full", where="x", code="disk-full"), "out-of-disk", 6),
         (KeyError("prompt"), "bug", 1),
         (FileNotFoundError("x"), "bug", 1),
     ],
@@ -45,22 +45,22 @@ def test_what_a_stage_raises_is_told_apart(error: BaseException, outcome: str, c
 
 
 @pytest.mark.parametrize(
-    ("returncode", "oom", "outcome", "words"),
+    ("returncode", "oom", "outcome", "code", "words"),
     [
-        (-signal.SIGKILL, True, "out-of-memory", "the operating system killed the stage: out of memory"),
-        (-signal.SIGKILL, False, "killed", "the stage was killed by SIGKILL"),
-        (-signal.SIGTERM, False, "killed", "the stage was killed by SIGTERM"),
-        (-signal.SIGSEGV, False, "bug", "the stage crashed with SIGSEGV"),
-        (DISK_FULL_EXIT_CODE, False, "out-of-disk", "the disk is full"),
-        (1, False, "bug", "the stage ended with exit code 1 and left no result"),
+        (-signal.SIGKILL, True, "out-of-memory", 5, "the operating system killed the stage: out of memory"),
+        (-signal.SIGKILL, False, "killed", 7, "the stage was killed by SIGKILL"),
+        (-signal.SIGTERM, False, "killed", 7, "the stage was killed by SIGTERM"),
+        (-signal.SIGSEGV, False, "bug", 1, "the stage crashed with SIGSEGV"),
+        (DISK_FULL_EXIT_CODE, False, "out-of-disk", 6, "the disk is full"),
+        (1, False, "bug", 1, "the stage ended with exit code 1 and left no result"),
     ],
 )
 def test_a_death_without_words_is_read_from_how_it_ended(
-    returncode: int, oom: bool, outcome: str, words: str
+    returncode: int, oom: bool, outcome: str, code: int, words: str
 ) -> None:
     failure = died(returncode, oom=oom)
 
-    assert failure.outcome == outcome
+    assert (failure.outcome, failure.exit_code) == (outcome, code)
     assert failure.findings[0].message == words
 
 

@@ -42,7 +42,7 @@ examples:
   triptych <command> --help                      all about one command
 
 exit codes: 0 done, 1 a stage failed or files are damaged, 2 a mistake to mend,
-3 a gate is closed, 4 busy, 75 interrupted after saving
+3 a gate is closed, 4 busy, 5 out of memory, 6 disk full, 7 killed, 75 interrupted after saving
 """
 
 
