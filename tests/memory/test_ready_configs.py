@@ -14,8 +14,8 @@ from pipeline.memory.bases import SHIPPED, find_shape
 from pipeline.memory.hardware import read_hardware
 from tests.memory.shapes import config_only
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "gpu"
-READY = sorted(FOLDER.glob("*.yaml"))
+FOLDER = Path(__file__).resolve().parents[2] / "configs"
+READY = sorted(FOLDER.glob("*b-*gb.yaml"))
 _CARD = re.compile(r'--gpu "([^"]+)"')
 _GIGABYTES = re.compile(r"# Hardware: one card of (\d+) GB")
 
@@ -51,7 +51,7 @@ def test_the_head_names_a_known_card_of_that_size_and_the_file_itself(file):
 
     card = next(one for one in read_hardware().cards if one.name == _CARD.search(text)[1])
     assert round(card.memory_mib / 1024) == int(_GIGABYTES.search(text)[1])
-    assert f"configs/gpu/{file.name}" in text
+    assert f"configs/{file.name}" in text
     assert find_shape(yaml.safe_load(text)["model"]["base"]).num_parameters > 0
 
 
