@@ -14,6 +14,7 @@ from pipeline.config.strict import NOT_IN_KEY, StrictModel
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
 from pipeline.errors import Finding
 from pipeline.memory.work import Decoding, Workload
+from stages.judge_config import JudgeConfig
 
 FIXED_ROLES = (
     *("prompts", "gold", "reward", "demonstrations", "fewshot"),
@@ -50,17 +51,20 @@ class EvaluateConfig(StrictModel):
     "Coverage of the bootstrap intervals."
     bootstrap_draws: int = Field(2000, ge=100)
     "Resamples of the prompts behind each interval."
+    judge: JudgeConfig | None = None
+    "A language model that also says who wins; None asks nobody."
     num_samples_shown: int = Field(24, ge=0)
     "Prompts whose responses are kept for the report, all models side by side."
 
 
 def check(stage: StageCheck) -> Sequence[Finding]:
     """Say what can be known before anything runs: the reference is among the models."""
+    judge = stage.config.judge.findings() if stage.config.judge else []
     names = {"base", *(role for role in stage.roles if role not in FIXED_ROLES)}
     if not stage.roles or stage.config.reference in names:
-        return []
+        return judge
     message = f"reference is {stage.config.reference!r}, which is not a model of this evaluation"
-    return [Finding(message, "reference", f"one of {', '.join(sorted(names))}", "unknown-model")]
+    return [*judge, Finding(message, "reference", f"one of {', '.join(sorted(names))}", "unknown-model")]
 
 
 def run(ctx: StageContext) -> StageResult:

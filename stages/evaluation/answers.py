@@ -197,11 +197,8 @@ class _Exam:
         task = self.task
         if shots:
             has_template = reader.chat.has_template
-            prompted = [
-                replace(row, prompt=with_examples(row.prompt, shots, has_template=has_template))
-                for row in task.held_out
-            ]
-            return Likelihoods(held_out=answer_loss(reader, prompted))
+            prompts = [with_examples(row.prompt, shots, has_template=has_template) for row in task.held_out]
+            return Likelihoods(held_out=answer_loss(reader, task.held_out, prompts=prompts))
         return Likelihoods(
             held_out=answer_loss(reader, task.held_out),
             train=answer_loss(reader, task.trained_on),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.contract import StageContext, StageResult
 from stages.evaluate import EvaluateConfig
-from stages.evaluation.answers import Task, collect, prompt_text
+from stages.evaluation.answers import Answers, Task, collect, prompt_text
+from stages.evaluation.judge import Judged, judge
+from stages.evaluation.judge_client import JudgeClient
 from stages.evaluation.measures import Scored, measure, with_gold
 from stages.evaluation.tables import notes_of, write_table
 from stages.runtime.score_function import load_score_function
@@ -23,12 +26,24 @@ def evaluate(ctx: StageContext) -> StageResult:
     measured = measure(scored, task, config)
     metrics = {name: value for row in measured for name, value in row.metrics().items()}
     metrics["num_tokens"] = float(_num_tokens(task, scored))
+    judged = _judged(ctx, task, given)
+    metrics |= judged.metrics
+    measured = [replace(row, judge_win_rate=judged.win_rates.get(row.name)) for row in measured]
     ctx.logger.log(metrics, step=1)
-    judge = "gold" if gold else "reward" if "reward" in ctx.inputs else None
+    scorer = "gold" if gold else "reward" if "reward" in ctx.inputs else None
     outputs = {"table": ctx.output_dir / "table", "samples": ctx.output_dir / "samples"}
-    write_table(outputs["table"], measured, config, notes=notes_of(task, config, judge=judge))
+    write_table(outputs["table"], measured, config, notes=notes_of(task, config, judge=scorer))
     write_samples(outputs["samples"], task, scored, config=config)
     return StageResult(outputs, metrics, task.notes)
+
+
+def _judged(ctx: StageContext, task: Task, given: Sequence[Answers]) -> Judged:
+    """Ask the judge, if the settings name one; its replies are kept for the whole store."""
+    config: EvaluateConfig = ctx.config
+    if config.judge is None:
+        return Judged()
+    client = JudgeClient(config.judge, (ctx.cache_dir or ctx.scratch_dir) / "judge")
+    return judge(given, task, config, client, stopped=lambda: ctx.stop.requested)
 
 
 def write_samples(folder: Path, task: Task, given: Sequence[Scored], *, config: EvaluateConfig) -> Path:

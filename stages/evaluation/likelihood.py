@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stages.data import Demonstration
 from stages.evaluation.labelled_texts import LabelledText
+from stages.runtime.text.chat import Prompt
 
 if TYPE_CHECKING:
     from stages.evaluation.contestants import Reader
@@ -30,13 +31,23 @@ class Likelihoods:
     "The likeliest label of each row of the classification task."
 
 
-def answer_loss(reader: Reader, rows: Sequence[Demonstration]) -> float | None:
-    """Return the mean loss of the answers' tokens, stop token included; None without rows."""
+def answer_loss(
+    reader: Reader, rows: Sequence[Demonstration], *, prompts: Sequence[Prompt] | None = None
+) -> float | None:
+    """Return the mean loss of the answers' tokens, stop token included; None without rows.
+
+    Args:
+        reader: the model.
+        rows: prompts and answers.
+        prompts: what stands before the answers in place of the rows' own prompts.
+    """
     if not rows:
         return None
-    prompts = [reader.chat.prompt_ids(row.prompt) for row in rows]
-    responses = [reader.chat.response_ids(row.prompt, row.response) for row in rows]
-    return _loss(reader, prompts, responses)
+    asked = [row.prompt for row in rows] if prompts is None else prompts
+    responses = [
+        reader.chat.response_ids(prompt, row.response) for prompt, row in zip(asked, rows, strict=True)
+    ]
+    return _loss(reader, [reader.chat.prompt_ids(prompt) for prompt in asked], responses)
 
 
 def text_loss(reader: Reader, documents: Sequence[str], *, max_length: int) -> float | None:

@@ -43,6 +43,8 @@ class Measured:
     loss: float | None
     lc_win_rate: Interval | None = None
     "Win rate at equal length."
+    judge_win_rate: Interval | None = None
+    "Win rate as a judge over an OpenAI-compatible address sees it."
     overfitting_gap: float | None = None
     "Held-out loss minus the loss on answers that were trained on, nats a token."
     probe_loss: float | None = None

@@ -52,6 +52,10 @@ def notes_of(task: Task, config: EvaluateConfig, *, judge: str | None) -> list[s
         notes.append("KL: nats a response, mean of log policy - log reference on the model's own samples.")
     if task.shots:
         notes.append(f"base few-shot: the base with {len(task.shots)} worked examples before each prompt.")
+    if config.judge is not None:
+        notes.append(
+            f"By the judge: {config.judge.model}, every pair in both orders; unclear replies are ties."
+        )
     if task.probe:
         notes.append("Forgetting: loss on general text minus the base's, nats a token; above 0 is worse.")
     return [*notes, *task.notes]
@@ -65,6 +69,7 @@ def _columns(reference: str) -> dict[str, Any]:
         f"gold - {reference}": lambda row: _shown(row.gold_gain, 2, sign="+"),
         f"win rate vs {reference}": lambda row: _shown(row.win_rate, 2),
         "at equal length": lambda row: _shown(row.lc_win_rate, 2),
+        "by the judge": lambda row: _shown(row.judge_win_rate, 2),
         "proxy reward": lambda row: _shown(row.proxy, 2),
         f"KL to {reference}": lambda row: _shown(row.kl, 2),
         "length": lambda row: round(row.length, 1),
