@@ -85,8 +85,8 @@ def counted_optimizers():
 class Chain:
     """The four stages of one tuning, each made from the ones before when it is first asked for."""
 
-    def __init__(self, root, base, tuning):
-        self.root, self.base, self.tuning = root, base, tuning
+    def __init__(self, root, base, tuning, *, model=FP32):
+        self.root, self.base, self.tuning, self.model = root, base, tuning, model
         root.mkdir(exist_ok=True)
         self.results = {}
         prompts = "".join(f'{{"prompt": "{prompt}"}}\n' for prompt in PROMPTS)
@@ -114,7 +114,8 @@ class Chain:
 
     def context(self, kind, folder, *, stop=None):
         spec = registry.find(kind)
-        config = spec.config_type(**{**QUICK, **SETTINGS[kind], "tuning": self.tuning})
+        settings = {**QUICK, **SETTINGS[kind], "tuning": self.tuning, "model": self.model}
+        config = spec.config_type(**settings)
         return spec, stage_context(self.root / folder, config, self.inputs(kind), stop=stop)
 
     def run(self, kind):
