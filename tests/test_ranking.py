@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.cli.main import main
 from pipeline.errors import DataError
 from reward.ranking import best_of_n, best_of_n_kl, best_of_report, bradley_terry, win_shares
 
@@ -121,3 +123,36 @@ def test_the_report_counts_groups_of_three_or_more():
     assert [point["gold"] for point in report["curve"]] == pytest.approx([0.5, 0.5, 0.5])
     assert best_of_report([right])["curve"][2]["gold"] == 1.0
     assert best_of_report([pair]) is None
+
+
+def test_models_are_rated_from_a_file_of_comparisons(tmp_path, capsys):
+    def row(better, worse, number, winner="model_a"):
+        turns = [{"role": "user", "content": f"q {number}"}]
+        sides = {
+            f"conversation_{s}": [*turns, {"role": "assistant", "content": f"{s} {number}"}] for s in "ab"
+        }
+        return {**sides, "model_a": better, "model_b": worse, "winner": winner}
+
+    path = tmp_path / "arena.jsonl"
+    rows = [row("big", "small", n) for n in range(3)] + [
+        row("small", "big", 3),
+        row("big", "small", 4, "tie"),
+    ]
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+
+    code = main(["reward", "ratings", str(path), "--json"])
+
+    first, second = json.loads(capsys.readouterr().out)
+    # 3.5 wins against 1.5
+    assert code == 0
+    assert (first["name"], second["name"]) == ("big", "small")
+    assert first["rating"] - second["rating"] == pytest.approx(math.log(3.5 / 1.5), abs=0.02)
+    assert first["num_comparisons"] == 5
+
+
+def test_a_file_without_models_is_refused(tmp_path, capsys):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n")
+
+    assert main(["reward", "ratings", str(path)]) == 2
+    assert "different models" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import importlib
 
 ACTIONS = {
     "card": ("pipeline.cli.reward_card", "show a reward model's report card, or measure it on another file"),
+    "ratings": ("pipeline.cli.reward_ratings", "Bradley-Terry ratings of models from people's comparisons"),
     "margins": ("pipeline.cli.reward_margins", "score comparisons by every member, for data select"),
 }
 "Action -> module and one line of help. A module has add_arguments(parser) and main(args) -> int."
