@@ -80,7 +80,7 @@ def print_table(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]
     for number, (kl, here, there) in enumerate(pairs, start=1):
         print(f"seed {number}: reward up to KL {kl:6.3f}    {here:12.3f}{there:12.3f}{here - there:+9.3f}")
     differences = [here - there for _, here, there in pairs]
-    mean, half = statistics.mean(differences), _half_width(differences)
+    mean, half = statistics.mean(differences), half_width(differences)
     print(f"reward at equal KL, here less TRL: {mean:+.3f} +- {half:.3f} (95 %, {len(pairs)} seeds)")
 
 
@@ -222,7 +222,8 @@ def _line(run: dict[str, Any]) -> str:
     return f"{seconds:.2f} s, score {run['score'][-1]:.2f}, kl {run['kl'][-1]:.2f}"
 
 
-def _half_width(values: Sequence[float]) -> float:
+def half_width(values: Sequence[float]) -> float:
+    """Return half of the 95 % interval of a mean over seeds."""
     if len(values) < 2:
         return float("nan")
     t = T_95.get(len(values), 2.0)
