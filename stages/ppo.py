@@ -297,7 +297,7 @@ def memory(stage: StageCheck) -> Workload:
 
 SPEC = StageSpec(
     kind="ppo",
-    version=1,
+    version=2,
     config_type=PPOConfig,
     inputs={
         "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base of every role"),

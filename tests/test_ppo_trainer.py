@@ -267,6 +267,22 @@ def test_a_larger_rank_starts_from_the_same_policy(inputs, tmp_path):
     assert ctx.logger.series("ppo/kl_k3")[0] < 1e-6
 
 
+def test_every_pass_over_a_rollout_counts_its_tokens(inputs, tmp_path):
+    ctx = stage_context(tmp_path, config(), inputs)
+
+    SPEC.run(ctx)
+
+    lengths = []
+    for iteration in (0, 1):
+        setting = open_setting(stage_context(tmp_path, config(), inputs))
+        rows = prompts_of(iteration, num_prompts=6, batch_size=8, seed=7)
+        lengths.append(sum(len(setting.prompts[row].ids) for row in rows))
+    responses = [8 * line["ppo/response_length"] for line in ctx.logger.lines]
+    # Sampled, read by policy, reference, reward and value, then two epochs of policy and value: 1 + 4 + 4.
+    first, second = (9 * (a + b) for a, b in zip(lengths, responses, strict=True))
+    assert ctx.logger.series("num_tokens") == pytest.approx([first, first + second])
+
+
 def test_a_reward_function_alone_is_enough_and_the_value_function_starts_at_zero(inputs, tmp_path):
     ctx = stage_context(tmp_path, config(total_iterations=1), without(inputs, "reward"))
 

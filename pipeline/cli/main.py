@@ -21,6 +21,7 @@ COMMANDS = {
     "lineage": ("pipeline.cli.lineage", "show what a result was made from"),
     "report": ("pipeline.cli.report", "write one HTML page about a run"),
     "compare": ("pipeline.cli.compare", "set two runs, or what two stages answer, side by side"),
+    "worth": ("pipeline.cli.worth", "show what PPO and DPO gave beside what they cost"),
     "chat": ("pipeline.cli.chat", "talk to what a stage made"),
     "samples": ("pipeline.cli.samples", "let a stage's model answer a file of prompts"),
     "track": ("pipeline.cli.track", "send a finished run to W&B, TensorBoard or MLflow"),

@@ -79,7 +79,7 @@ def train_ppo(ctx: StageContext) -> StageResult:
         # 6. Carry over, look for trouble, log, save, stop if asked.
         _advance(state, config, scores, metrics, sums)
         metrics |= _watch(ctx, state)
-        tokens = sum(rollouts.total_lengths)
+        tokens = sums.num_tokens + (1 + roles.num_readers) * sum(rollouts.total_lengths)
         state.num_tokens += tokens
         _log(ctx, state, metrics, seconds=time.perf_counter() - began, tokens=tokens)
         _save_or_stop(ctx, state, checkpoints)

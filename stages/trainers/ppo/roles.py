@@ -58,6 +58,11 @@ class Roles:
         return next(self.model.parameters()).device
 
     @property
+    def num_readers(self) -> int:
+        """Roles that pass over every rollout before an update."""
+        return 2 + (self.value_on == "adapter") + (self.reward_head is not None)
+
+    @property
     def collate(self) -> Collate:
         """How episodes become a batch that this model can read."""
         return packed_batch if self.unpacked_because is None else padded_batch

@@ -34,9 +34,9 @@ class PPOState:
     iteration: int = 0
     "Iterations finished."
     episodes: int = 0
-    num_tokens: int = 0
-    "Tokens of the dialogues sampled so far, prompts included, each counted once."
     optimizer_steps: int = 0
+    num_tokens: int = 0
+    "Tokens computed: every pass over a prompt and its response, of whatever role, counts."
     moments: RunningMoments = field(default_factory=RunningMoments)
     first: dict[str, float] = field(default_factory=dict)
     "Metrics of the first iteration."

@@ -39,6 +39,8 @@ class UpdateSums:
 
     minibatches: int = 0
     steps: int = 0
+    num_tokens: int = 0
+    "Tokens that policy and value function computed, prompts included."
     totals: dict[str, float] = field(default_factory=dict)
     first_ratio_error: float = 0.0
     "Largest |ratio - 1| in the first minibatch: 0 unless the policy read twice differs from itself."
@@ -165,6 +167,8 @@ class _Minibatch:
                 value_loss = self._value_loss(self.roles.values(batch), micro, num_tokens)
                 (self.config.vf_coef * value_loss).backward()
         self.sums.minibatches += 1
+        passes = 2 if self.roles.value_on == "adapter" else 1
+        self.sums.num_tokens += passes * sum(episode.length for episode in self.rollouts.take(rows))
         moved = self.sums.totals["policy/approxkl_avg"] - before
         if self.config.target_kl is not None and moved > self.config.target_kl:
             self.sums.stopped_early = True
