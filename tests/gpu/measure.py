@@ -52,7 +52,7 @@ def measure(
     model = random_base(config, four_bits=four_bits, device=device)
     step = make_step(stage, model, tuning, sizes)
     _settle(device)
-    seen = _peak(step, model, device)
+    seen = peak_bytes_of(step, model, device)
     tokens = _speed(step.take, device, step.tokens)
     sampled = None
     if step.sample is not None:
@@ -62,7 +62,7 @@ def measure(
     return Measured(base, held, stage, planned, seen, tokens, sampled, step.unpacked_because is None)
 
 
-def _peak(step: Step, model: torch.nn.Module, device: torch.device) -> int:
+def peak_bytes_of(step: Step, model: torch.nn.Module, device: torch.device) -> int:
     """Return the most bytes that were allocated over two steps and one round of sampling."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
