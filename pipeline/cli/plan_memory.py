@@ -7,10 +7,17 @@ from typing import Any
 
 from pipeline.cli import tables
 from pipeline.errors import ConfigError
+from pipeline.inputs import RunFile
 from pipeline.memory.card_size import CardSize, local_card
 from pipeline.memory.hardware import find_card, read_hardware
-from pipeline.memory.planned import MemoryRow, gib, memory_findings, memory_rows
-from pipeline.plan import Plan
+from pipeline.memory.planned import (
+    MemoryRow,
+    gib,
+    hopeless_findings,
+    memory_findings,
+    memory_rows,
+)
+from pipeline.plan import Plan, make_plan
 from pipeline.store import Store
 
 NEEDS = ("stage", "base", "adapters", "grads", "optim", "peak of", "there", "needs", "low - high", "fits")
@@ -46,6 +53,24 @@ def refuse(plan: Plan, rows: list[MemoryRow], card: CardSize) -> None:
         ConfigError: a finding for each stage that needs more than the card has.
     """
     findings = memory_findings(plan, rows, card)
+    if findings:
+        raise ConfigError.from_findings(findings)
+
+
+def refuse_hopeless(run: RunFile, store: Store) -> None:
+    """Stop a run on this machine's card that cannot fit, before a second of its time is spent.
+
+    Raises:
+        ConfigError: a finding for each stage that is to run and needs more than the card even with
+            rows half as long as max_length.
+    """
+    card = local_card()
+    if card is None:
+        return
+    plan = make_plan(run, store)
+    if plan.wiring.findings:
+        return
+    findings = hopeless_findings(plan, memory_rows(plan, store, card), card)
     if findings:
         raise ConfigError.from_findings(findings)
 

@@ -27,6 +27,7 @@ def main(args: argparse.Namespace) -> int:
         from pipeline.cli.plan import show_plan
 
         return show_plan(args)
+    from pipeline.cli.plan_memory import refuse_hopeless
     from pipeline.cli.terminal import choose
     from pipeline.report.live import LivePage
     from pipeline.runner import Runner
@@ -35,6 +36,7 @@ def main(args: argparse.Namespace) -> int:
     if args.shared_store:
         store.create()
         store.share(args.shared_store, remember=True)
+    refuse_hopeless(run, store)
     runner = Runner(run, store, choose(), keep_going=args.keep_going, until=args.until)
     with LivePage(store, run.config.name):
         code = runner.go()

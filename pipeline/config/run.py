@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.config.strict import BY_CONTENT, NOT_IN_KEY, StrictModel
 
@@ -34,6 +34,14 @@ class TuningConfig(StrictModel):
 
     method: Literal["lora", "qlora", "8bit", "full"] = "lora"
     "lora trains low-rank adapters; qlora holds the base in 4 bits (nf4), 8bit in 8; full trains all weights."
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _can_be_handed_on(cls, method: object) -> object:
+        if isinstance(method, str) and method.lower() in _OTHER_METHODS:
+            raise ValueError(f"method {method!r}: {_OTHER_METHODS[method.lower()]}")
+        return method
+
     use_dora: bool = False
     "DoRA: also train the length of each output's weights. Learns a little more, keeps more activations."
     use_rslora: bool = False
@@ -56,6 +64,23 @@ class TuningConfig(StrictModel):
     "Recompute activations in the backward pass: less memory, about a third more time."
     optimizer: Literal["adamw", "paged_adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     "paged: its state may move to the host's memory; 8bit: a quarter of the state, a little less exact."
+
+
+_MOVES_BASE = (
+    "it moves the base's weights, so its adapter fits no other copy; lora_init: principal"
+)
+_NO_LORA = "only LoRA forms can be stacked on one base and widened exactly; method: lora"
+_OTHER_METHODS = {
+    "dora": "write method: lora and use_dora: true",
+    "qdora": "write method: qlora and use_dora: true",
+    "rslora": "write method: lora and use_rslora: true",
+    **dict.fromkeys(("pissa", "olora", "loftq", "corda"), _MOVES_BASE),
+    **dict.fromkeys(
+        ("ia3", "adalora", "loha", "lokr", "oft", "boft", "vera", "prefix", "prompt", "p_tuning"), _NO_LORA
+    ),
+    "freeze": "write method: full with frozen_layers or frozen_modules",
+}
+"What peft and other tools call a tuning -> what to write here, or why there is none."
 
 
 class TrackingConfig(StrictModel):

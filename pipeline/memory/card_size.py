@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -37,11 +38,12 @@ def parse_size(text: str) -> CardSize:
 
 
 def local_card() -> CardSize | None:
-    """Return the first card of this machine, as nvidia-smi reports it; None without one."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    """Return the card that stages will run on, as nvidia-smi reports it; None without one."""
+    program, visible = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if program is None or visible in ("", "-1"):
         return None
-    command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    first = ["-i", visible.split(",")[0]] if visible else []
+    command = [program, *first, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_SECONDS, check=True)
         name, _, mebibytes = answer.stdout.splitlines()[0].rpartition(",")

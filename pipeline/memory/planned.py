@@ -52,6 +52,15 @@ def memory_findings(plan: Plan, rows: list[MemoryRow], card: CardSize) -> list[F
     ]
 
 
+def hopeless_findings(plan: Plan, rows: list[MemoryRow], card: CardSize) -> list[Finding]:
+    """Return a finding for every stage that is to run and fits not even in the low case."""
+    to_run = {stage.name for stage in plan.to_run}
+    rows = [row for row in rows if row.memory is not None and row.stage in to_run]
+    return memory_findings(
+        plan, [row for row in rows if row.memory and row.memory.total.low > card.memory_bytes], card
+    )
+
+
 def gib(size: float) -> str:
     """Write bytes as GiB."""
     return f"{size / GIB:.1f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline.cli import plan_memory
 from pipeline.cli.main import main
+from pipeline.memory.card_size import local_card
 from tests.memory.shapes import LLAMA_8B, config_only
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "demo"
@@ -114,6 +116,65 @@ def test_a_base_made_by_a_pretrain_stage_is_planned_from_its_architecture(tmp_pa
     assert stages[0]["num_trained"] == 2 * 512 * 64 + 2 * (4 * 64**2 + 3 * 64 * 128 + 2 * 64) + 64
     # Rank 16: four maps 64 -> 64 and three between 64 and 128, in two layers.
     assert stages[1]["num_trained"] == 2 * 16 * (4 * 128 + 3 * 192)
+
+
+FAKE_SMI = """#!/bin/sh
+echo "$@" >> "$0.calls"
+echo "Some Card, %d"
+"""
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    """Put an nvidia-smi first on the path that reports a card of so many MiB."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def report(mebibytes):
+        (folder / "nvidia-smi").write_text(FAKE_SMI % mebibytes)
+        (folder / "nvidia-smi").chmod(0o755)
+        return folder / "nvidia-smi.calls"
+
+    return report
+
+
+def test_the_card_of_this_machine_is_asked_when_none_is_named(run_file, card, capsys):
+    card(40960)
+
+    assert _plan(run_file) == 0
+
+    assert "memory on Some Card, 40.0 GiB" in capsys.readouterr().out
+
+
+def test_run_stops_before_it_starts_when_a_stage_cannot_fit_this_card(run_file, card, capsys):
+    card(4096)
+
+    assert main(["run", str(run_file), "--store", str(run_file.parent / "store")]) == 2
+
+    assert "stage 'sft' needs" in capsys.readouterr().err
+    assert not (run_file.parent / "store" / "stages").exists()
+
+
+def test_hidden_cards_do_not_count_and_the_first_visible_one_is_asked(card, monkeypatch):
+    calls = card(4096)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local_card() is None
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert local_card().memory_bytes == 4 * 2**30
+    assert calls.read_text().startswith("-i 3 ")
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [("pissa", "moves the base's weights"), ("ia3", "only LoRA forms"), ("dora", "use_dora: true")],
+)
+def test_a_tuning_that_cannot_be_handed_on_is_refused_with_the_reason(run_file, capsys, method, said):
+    assert _plan(run_file, f"tuning.method={method}") == 2
+
+    assert said in capsys.readouterr().err
 
 
 WHOLE = """
