@@ -66,9 +66,7 @@ class TuningConfig(StrictModel):
     "paged: its state may move to the host's memory; 8bit: a quarter of the state, a little less exact."
 
 
-_MOVES_BASE = (
-    "it moves the base's weights, so its adapter fits no other copy; lora_init: principal"
-)
+_MOVES_BASE = "it moves the base's weights, so its adapter fits no other copy; lora_init: principal"
 _NO_LORA = "only LoRA forms can be stacked on one base and widened exactly; method: lora"
 _OTHER_METHODS = {
     "dora": "write method: lora and use_dora: true",
