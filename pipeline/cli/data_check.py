@@ -58,24 +58,27 @@ def main(args: argparse.Namespace) -> int:
     settings = load_settings(args.settings, args.max_length)
     token_ids = _token_ids(args.tokenizer, args.max_length)
     reports: list[dict[str, Any]] = []
+    folders: list[Path] = []
     worst = SOUND
     for path in args.files:
         folder = args.out if len(args.files) == 1 else args.out / path.name
         try:
             report = check_one(path, folder, args, settings=settings, token_ids=token_ids)
         except UserError as error:
-            print(f"{path}: cannot be read\n{error}", file=sys.stderr)
+            print(f"{path} was not checked:\n{error}", file=sys.stderr)
             worst = max(worst, UNREADABLE)
             continue
         reports.append(report)
+        folders.append(folder)
         worst = max(worst, exit_code(report, strict=args.strict))
     if reports:
         _write_page(args.out, reports)
     if args.json:
         print(json.dumps(reports if len(reports) != 1 else reports[0], allow_nan=False))
     else:
-        for report in reports:
+        for report, folder in zip(reports, folders, strict=True):
             print_report(report)
+            _print_next(report, folder)
         if reports:
             print(f"\nreport: {args.out / 'report.html'}")
     return worst
@@ -184,6 +187,13 @@ def print_report(report: Mapping[str, Any]) -> None:
     alpha = report["agreement"]["alpha_nominal"]
     if alpha:
         print(f"  agreement: alpha {alpha['value']:.3f} ({alpha['low']:.3f} to {alpha['high']:.3f})")
+
+
+def _print_next(report: Mapping[str, Any], folder: Path) -> None:
+    """Say where the rejected rows are and how to send them again."""
+    rejects = next(folder.glob("rejects.*"), None) if report["rows"]["rejected"] else None
+    if rejects is not None:
+        print(f"  to mend: {rejects}; mended, check it with --previous {folder / 'report.json'}")
 
 
 def _line(text: str) -> str:

@@ -90,7 +90,8 @@ def _read(args: argparse.Namespace) -> list[PreferenceRecord]:
             ) from error
         raise
     if num_rejected:
-        print(f"{num_rejected:,} rows left out; triptych data check {args.file} says why")
+        rows = "row" if num_rejected == 1 else "rows"
+        print(f"{num_rejected:,} {rows} left out; triptych data check {args.file} says why")
     return records
 
 

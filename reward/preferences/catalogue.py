@@ -48,6 +48,9 @@ def by_name(name: str, *, where: str = "") -> Format:
     for form in ALL:
         if form.name == name:
             return form
-    close = difflib.get_close_matches(name, [form.name for form in ALL], n=1)
-    hint = f"format: {close[0]}" if close else f"one of {', '.join(form.name for form in ALL)}"
+    names = [form.name for form in ALL]
+    close = difflib.get_close_matches(name, names, n=1) or [
+        known for known in names if known.startswith(name)
+    ]
+    hint = f"format: {close[0]}" if close else f"one of {', '.join(names)}"
     raise DataError(f"there is no format {name!r}", where=where, hint=hint, code="unknown-format")

@@ -70,7 +70,8 @@ def _unknown(objects: Sequence[dict[str, object]], where: str) -> DataError:
     proposed = propose_mapping(objects)
     hint = "give a mapping file that names the fields (docs/preferences.md)"
     if proposed:
-        hint = "give a mapping file; this is a proposal, complete what is marked ???:\n" + proposed.rstrip()
+        task = "complete what is marked ???" if "???" in proposed else "look it over"
+        hint = f"save this as map.yaml, {task}, and give --map map.yaml:\n{proposed.rstrip()}"
     column = undeclared_scale(objects)
     if column is not None and proposed:
         return DataError(

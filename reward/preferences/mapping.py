@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -207,10 +208,15 @@ def read_yaml_model(path: Path, model: type[Model]) -> Model:
     try:
         return model.model_validate(values or {})
     except ValidationError as error:
-        raise DataError.from_findings([_finding(path, item) for item in error.errors()]) from error
+        raise DataError.from_findings([_finding(path, item, model) for item in error.errors()]) from error
 
 
-def _finding(path: Path, item: Any) -> Finding:
+def _finding(path: Path, item: Any, model: type[StrictModel]) -> Finding:
     key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = list(model.model_fields) if len(item["loc"]) == 1 else []
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"{close[0]}: ..." if close else (f"one of {', '.join(known)}" if known else "")
+        return Finding(f"there is no key {key!r}", str(path), hint, code="bad-mapping")
     message = f"{key}: {item['msg']}" if key else str(item["msg"])
     return Finding(message, str(path), code="bad-mapping")

@@ -345,3 +345,46 @@ def test_the_command_prints_json_on_request(tmp_path: Path, capsys: pytest.Captu
     check(path, "--out", tmp_path / "out", "--json")
 
     assert json.loads(capsys.readouterr().out)["rows"]["read"] == NUM_ROWS
+
+
+def test_what_to_do_next_is_printed_beside_the_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_jsonl(tmp_path / "votes.jsonl", broken_rows(3))
+
+    check(path, "--out", tmp_path / "out")
+
+    out = tmp_path / "out"
+    assert f"to mend: {out / 'rejects.jsonl'}; mended, check it with --previous {out / 'report.json'}" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_misspelt_threshold_and_a_misspelt_format_are_answered_with_the_right_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_jsonl(tmp_path / "votes.jsonl", clean_rows())
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("max_reject_shar: 0.5\n")
+
+    assert check(path, "--settings", settings) == 2
+    assert "there is no key 'max_reject_shar'" in (said := capsys.readouterr().err)
+    assert "max_reject_share" in said
+
+    assert check(path, "--format", "hh") == 3
+    assert "format: hh-rlhf" in capsys.readouterr().err
+
+
+def test_a_proposed_mapping_without_a_gap_is_not_said_to_have_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "team.csv"
+    path.write_text("prompt,response_a,response_b,winner\nq,x,y,A\nq2,x,z,tie\n")
+
+    assert check(path, "--out", tmp_path / "out") == 3
+    said = capsys.readouterr().err
+    assert "save this as map.yaml, look it over, and give --map map.yaml" in said
+
+    proposed = said[said.index("prompt: prompt") :]
+    (tmp_path / "map.yaml").write_text(proposed)
+    assert check(path, "--map", tmp_path / "map.yaml", "--out", tmp_path / "out") == 0

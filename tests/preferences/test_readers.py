@@ -587,7 +587,7 @@ def test_a_proposal_for_words_is_complete(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         load(tmp_path, *rows)
 
-    proposal = raised.value.findings[0].hint.split("???:\n", 1)[1]
+    proposal = raised.value.findings[0].hint.split("--map map.yaml:\n", 1)[1]
 
     assert sides(load(tmp_path, rows[0], mapping=proposal)) == [(UP, DOWN)]
 
