@@ -106,6 +106,9 @@ def load_base(source: Checkpoint, model: ModelConfig, tuning: TuningConfig | Non
     _keep_cpu_4bit_unpacked(loaded)
     loaded.requires_grad_(False)
     loaded.eval()
+    attention = getattr(loaded.config, "_attn_implementation", "its own")
+    held = tuning.method if tuning is not None and tuning.method in ("qlora", "8bit") else "plain"
+    LOGGER.info("base %s: %s, %s, attention %s, on %s", where, loaded.dtype, held, attention, device())
     return name_base(loaded, source)
 
 

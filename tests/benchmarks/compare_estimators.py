@@ -60,16 +60,21 @@ def main() -> None:
 
 
 def _show(stage: str, tuning: TuningConfig, shape: ModelShape) -> None:
+    measured, plan, *others = estimates(stage, tuning, shape)
+    name = tuning.method + (", recomputed" if tuning.gradient_checkpointing else "")
+    print(f"{stage:<7} {name:<16} {measured / MIB:>9.0f} {_beside(plan, measured):>14}", end=" ")
+    print(" ".join(f"{_beside(other, measured):>18}" for other in others))
+
+
+def estimates(stage: str, tuning: TuningConfig, shape: ModelShape) -> tuple[float, ...]:
+    """Return bytes: measured, the plan's, accelerate's and those of the two formulas."""
     base = random_base(CONFIG, four_bits=tuning.method == "qlora", device=torch.device("cpu"))
     step = make_step(stage, base, tuning, SIZES)
     measured = peak_bytes_of(step, base, torch.device("cpu"))
     work = replace(step.work, model=ModelConfig(dtype="float32"), autocast=False)
     needed = estimate(work, shape)
     plan = needed.allocated.expected - needed.terms["workspace"].expected
-    others = (_accelerate(), *_formulas(work, shape))
-    name = tuning.method + (", recomputed" if tuning.gradient_checkpointing else "")
-    print(f"{stage:<7} {name:<16} {measured / MIB:>9.0f} {_beside(plan, measured):>14}", end=" ")
-    print(" ".join(f"{_beside(other, measured):>18}" for other in others))
+    return float(measured), plan, _accelerate(), *_formulas(work, shape)
 
 
 def _beside(value: float, measured: float) -> str:

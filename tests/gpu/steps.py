@@ -34,7 +34,7 @@ from stages.trainers.pairs import make_batches
 from stages.trainers.ppo.batches import Episode
 from stages.trainers.ppo.roles import POLICY, REFERENCE, REWARD, VALUE, Roles
 from stages.trainers.reward import RewardTrainer
-from stages.trainers.sft_layout import JoinedRows, answer_logprobs
+from stages.trainers.sft_layout import JoinedRows, PaddedRows, answer_logprobs
 from tests.pair_fixtures import token_pairs
 
 STAGES = ("sft", "reward", "dpo", "ppo")
@@ -136,13 +136,14 @@ def _sft(parts: _Parts) -> Step:
     sizes = parts.sizes
     rows = [parts.draw(number, sizes.length) for number in range(sizes.rows)]
     labels = [[_IGNORED] * sizes.prompt + list(row[sizes.prompt :]) for row in rows]
-    joined = JoinedRows()([{"input_ids": list(a), "labels": b} for a, b in zip(rows, labels, strict=True)])
-    joined = {name: value.to(parts.device) if name != "lengths" else value for name, value in joined.items()}
+    collate = JoinedRows() if parts.why is None else PaddedRows(0)
+    batch = collate([{"input_ids": list(a), "labels": b} for a, b in zip(rows, labels, strict=True)])
+    inputs = {name: value.to(parts.device) for name, value in batch.items()}
     head = OutputHead.of(parts.model, backbone=backbone(parts.model))
 
     def loss() -> None:
         with torch.autocast(parts.device.type, dtype=torch.bfloat16, enabled=parts.device.type == "cuda"):
-            answer = answer_logprobs(parts.model, head, joined)
+            answer = answer_logprobs(parts.model, head, inputs)
         (-answer.logprobs.mean()).backward()
 
     work = _work("sft", parts.tuning, sizes)
@@ -168,11 +169,12 @@ def _pair_step(parts: _Parts, kind: str, trainer: Any, optimizer: Any, pair_mode
     ]
     (batch,) = make_batches(pairs, range(sizes.rows), max_tokens=10**9, packed=pair_model.packed)
     batch = batch.to(parts.device)
-    tokens = sizes.rows * 4 * answer
+    tokens = batch.input_ids.numel()
     work = _work(kind, parts.tuning, sizes)
     assert work.step is not None
     answers = 2 * answer * sizes.rows if kind == "dpo" else 0
-    step = replace(work.step, tokens=tokens, row_tokens=3 * answer, answers=answers)
+    share = work.step.key_share if pair_model.packed else 1.0
+    step = replace(work.step, tokens=tokens, row_tokens=3 * answer, answers=answers, key_share=share)
     return parts.step(
         replace(work, step=step), tokens, lambda: trainer.loss(batch).loss.backward(), optimizer
     )
