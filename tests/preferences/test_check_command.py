@@ -371,7 +371,7 @@ def test_a_misspelt_threshold_and_a_misspelt_format_are_answered_with_the_right_
     assert "there is no key 'max_reject_shar'" in (said := capsys.readouterr().err)
     assert "max_reject_share" in said
 
-    assert check(path, "--format", "hh") == 3
+    assert check(path, "--format", "hh", "--out", tmp_path / "out") == 3
     assert "format: hh-rlhf" in capsys.readouterr().err
 
 
