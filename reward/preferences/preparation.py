@@ -18,7 +18,7 @@ from reward.preferences.mapping import Mapping, load_mapping
 from reward.preferences.notes import RowNotes
 from reward.preferences.records import PreferenceRecord
 from reward.preferences.report import file_sha256
-from reward.preferences.steps import Step, draw_weighted
+from reward.preferences.steps import Paraphrase, Step, draw_weighted
 from reward.preferences.writers import json_line, read_records, record_to_json, write_text
 
 
@@ -117,9 +117,18 @@ def _with_steps(
         changed = list(step.apply(records, recipe.seed))
         _check_usable(changed, step.step)
         after = records_sha256(changed)
-        done.append(StepRecord(step.model_dump(mode="json"), len(records), len(changed), before, after))
+        done.append(StepRecord(_described(step), len(records), len(changed), before, after))
         records, before = changed, after
     return Prepared(records, inputs, done, num_rejected)
+
+
+def _described(step: Step) -> dict[str, Any]:
+    """Return a step's settings; of a function of the user's also what its file held."""
+    described = step.model_dump(mode="json")
+    if isinstance(step, Paraphrase):
+        file, _, _ = step.function.rpartition(":")
+        described["function_sha256"] = file_sha256(Path(file))
+    return described
 
 
 def _check_usable(records: Sequence[PreferenceRecord], name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,22 @@ def test_a_paraphrase_adds_copies_that_say_where_they_come_from(tmp_path: Path) 
     assert [str(record.prompt) for record in found] == ["Question 3?", "QUESTION 3?"]
     assert found[1].meta["paraphrase_of"] == "c3"
     assert found[1].votes == found[0].votes
+
+
+def test_the_account_names_the_bytes_of_a_function_that_was_run(tmp_path: Path) -> None:
+    file = tmp_path / "reword.py"
+    write_jsonl(tmp_path / "in.jsonl", [pair(3)])
+    step = {"step": "paraphrase", "function": f"{file}:loudly"}
+    recipe = Recipe.model_validate({"inputs": [{"file": "in.jsonl"}], "steps": [step]})
+    digests = []
+
+    for body in ("text.upper()", "text.upper() + '!'"):
+        file.write_text(f"def loudly(text):\n    return {body}\n")
+        account = prepare(recipe, folder=tmp_path).provenance()["steps"][0]["step"]
+        digests.append(account["function_sha256"])
+        assert digests[-1] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+    assert digests[0] != digests[1]
 
 
 def test_a_step_may_not_leave_equal_responses(tmp_path: Path) -> None:
