@@ -75,6 +75,8 @@ class PPOConfig(StrictModel):
 
     reward_weight: float = 1.0
     "Factor of the reward model's score in the mix."
+    ensemble_penalty: float = Field(0.0, ge=0)
+    "Deviations of its members that a reward model of several takes off a score: doubt is not paid."
     function_weight: float = 1.0
     "Factor of the reward function's score in the mix."
     outside_weight: float = 1.0
@@ -108,6 +110,8 @@ class PPOConfig(StrictModel):
     "Discount of a token, in gae."
     lam: float = Field(0.95, ge=0, le=1)
     "GAE lambda: 1 trusts the rewards alone, 0 the value function alone."
+    value_lam: float | None = Field(None, ge=0, le=1)
+    "Lambda of the returns that the value function learns; None is lam. 1 learns without bias."
     whiten_advantages: bool = True
     "Shift and scale advantages to mean 0 and variance 1 over the tokens of the rollout batch."
     cliprange: float = Field(0.2, gt=0, lt=1)
@@ -116,6 +120,8 @@ class PPOConfig(StrictModel):
     "The same upwards; None is cliprange."
     dual_clip: float | None = Field(None, gt=1)
     "Bound on the weight of a bad token that became likely; None is off."
+    importance_cap: float | None = Field(None, ge=1)
+    "Weigh tokens by how much likelier they were here than to the generator, at most so much; None is off."
     cliprange_value: float | None = Field(0.2, gt=0)
     "How far a value may move in one iteration, in units of the score; None is off."
     vf_coef: float = Field(0.5, gt=0)

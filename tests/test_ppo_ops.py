@@ -260,6 +260,32 @@ def test_targets_of_groups_pay_the_kl_price_and_need_no_value_function(advantage
     assert float(halved.advantages[0, 0]) == pytest.approx(expected_half, abs=1e-6)
 
 
+def test_the_value_function_can_learn_returns_of_another_lambda():
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    readings = Readings(
+        torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([[0.5, 0.25]]), None
+    )
+    settings = PPOConfig(lam=0.0, value_lam=1.0, whiten_advantages=False)
+
+    targets = make_targets(readings, torch.tensor([2.0]), mask, settings, kl_coef=0.0)
+
+    # Rewards 0, 2. Lambda 0: V_1 - V_0 and 2 - V_1. Lambda 1: both returns are what follows, 2.
+    assert targets.advantages.tolist() == [[-0.25, 1.75]]
+    assert targets.returns.tolist() == [[2.0, 2.0]]
+
+
+def test_weights_of_tokens_scale_losses_and_slopes_and_get_none_themselves():
+    x = torch.zeros(2, requires_grad=True)
+    weights = torch.tensor([0.5, 2.0], requires_grad=True)
+
+    terms = policy_losses(x, torch.zeros(2), torch.tensor([1.0, -3.0]), cliprange=0.2).weighted(weights)
+    terms.losses.sum().backward()
+
+    # -A w at ratio 1, and the same slope.
+    assert terms.losses.tolist() == x.grad.tolist() == [-0.5, 6.0]
+    assert weights.grad is None
+
+
 def surrogate(ratio, advantage, **options):
     logprob = torch.tensor([math.log(ratio)], requires_grad=True)
     terms = policy_losses(logprob, torch.zeros(1), torch.tensor([advantage]), cliprange=0.2, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from pipeline.config.run import ModelConfig
 from pipeline.contract import ArtifactKind, StageCheck
 from pipeline.errors import DataError, ModelError
 from stages.ppo import SPEC
+from stages.trainers.ppo.loop import gather
 from stages.trainers.ppo.outside import load_outside_reward
-from tests.ppo_setup import chain, config, without, written
+from stages.trainers.ppo.setting import open_setting
+from tests.ppo_setup import adapter, chain, config, without, written
 from tests.tiny import as_checkpoint, stage_context, tiny_config, tiny_tokenizer
 
 
@@ -80,6 +83,16 @@ def test_an_outside_reward_model_reads_the_text_in_its_own_tokens(tmp_path, chat
         with torch.no_grad():
             expected.append(float(model(input_ids=ids).logits[0, 0]))
     assert scores == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_outside_model_that_names_no_pad_pads_as_its_tokenizer_does(tmp_path):
+    outside = load_outside_reward(judge(tmp_path / "named"), ModelConfig(dtype="float32"), batch_size=2)
+    silent = judge(tmp_path / "silent", pad_token_id=None)
+    other = load_outside_reward(silent, ModelConfig(dtype="float32"), batch_size=2)
+
+    texts = (["p", "a longer prompt"], ["r", "s"])
+
+    assert other(*texts) == pytest.approx(outside(*texts), abs=1e-6)
 
 
 def test_an_outside_reward_model_alone_is_enough(inputs, tmp_path):
@@ -168,3 +181,23 @@ def test_a_run_file_names_further_functions_and_the_outside_model(inputs, tmp_pa
     planned = triptych("plan", "run.yaml", folder=tmp_path)
 
     assert planned.returncode == 0, planned.stdout + planned.stderr
+
+
+def test_a_reward_model_of_several_members_pays_their_mean_less_their_doubt(inputs, tmp_path):
+    folder = shutil.copytree(inputs["reward"].path, tmp_path / "ensemble")
+    second = adapter(tmp_path / "second", inputs["base"], seed=9, scored=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / "members" / "1").mkdir(parents=True, exist_ok=True)
+        shutil.copy(second.path / name, folder / "members" / "1" / name)
+    both = {**inputs, "reward": as_checkpoint(folder, ArtifactKind.REWARD_MODEL)}
+
+    def scores(given, **changes):
+        setting = open_setting(stage_context(tmp_path, config(**changes), given))
+        return gather(setting, 0)[1].model_scores
+
+    first, other = scores(inputs), scores({**inputs, "reward": second})
+
+    # Mean (a + b) / 2, population deviation |a - b| / 2.
+    mean, doubt = (first + other) / 2, (first - other).abs() / 2
+    assert torch.allclose(scores(both), mean, atol=1e-5)
+    assert torch.allclose(scores(both, ensemble_penalty=0.5), mean - 0.5 * doubt, atol=1e-5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from stages.trainers.ppo.batches import Episode, packed_batch, padded_batch
 from stages.trainers.ppo.plan import minibatches, prompts_of
 from stages.trainers.ppo.roles import POLICY, REFERENCE, REWARD, VALUE, load_roles
 from stages.trainers.ppo.setting import open_setting
+from tests import ppo_setup as setup
 from tests.ppo_setup import chain, config, largest_difference, one_update
 from tests.tiny import ManualStop, stage_context
 
@@ -182,3 +185,31 @@ def test_the_estimator_says_where_the_value_function_lives():
     assert PPOConfig().value_on == "adapter"
     assert PPOConfig(value="trunk").value_on == "trunk"
     assert PPOConfig(advantage="rloo", value="trunk").value_on is None
+
+
+def test_importance_weights_leave_an_exact_generator_alone_and_are_capped_for_another(
+    inputs, tmp_path, monkeypatch
+):
+    options = {"num_mini_batches": 1, "num_ppo_epochs": 1, "adam_epsilon": 1e-2, "max_grad_norm": 1e3}
+    _, _, plain, _ = one_update(inputs, tmp_path / "a", **options)
+    _, _, weighed, _ = one_update(inputs, tmp_path / "b", importance_cap=2.0, **options)
+
+    take = setup.gather
+
+    def colder(setting, iteration):
+        rollouts, readings = take(setting, iteration)
+        shifted = replace(rollouts, sampled_logprobs=rollouts.sampled_logprobs - math.log(3.0))
+        return shifted, readings
+
+    monkeypatch.setattr(setup, "gather", colder)
+    *_, sums = one_update(inputs, tmp_path / "c", importance_cap=2.0, **options)
+    *_, plain_sums = one_update(inputs, tmp_path / "d", **options)
+
+    assert largest_difference(plain, weighed) < 1e-6
+    # Every token was three times likelier here; the weight stops at 2.
+    assert sums.means()["loss/policy_avg"] == pytest.approx(
+        2 * plain_sums.means()["loss/policy_avg"], abs=1e-6
+    )
+    assert sums.means()["ppo/policy_grad_norm"] == pytest.approx(
+        2 * plain_sums.means()["ppo/policy_grad_norm"], rel=1e-4
+    )

@@ -21,6 +21,13 @@ class TokenLosses:
     clipped: Tensor
     "True where the clipped branch decided the loss, so that the gradient is zero."
 
+    def weighted(self, weights: Tensor) -> TokenLosses:
+        """Return the losses times one weight a token, without gradient through the weights.
+
+        Source: Yao et al., 2025, https://fengyao.notion.site/off-policy-rl (truncated importance sampling).
+        """
+        return TokenLosses(self.losses * weights.detach(), self.clipped)
+
     def mean_over(self, mask: Tensor, *, num_tokens: int) -> Tensor:
         """Return the masked sum over `num_tokens`, the tokens of the whole minibatch.
 

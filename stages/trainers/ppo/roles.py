@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +15,7 @@ from pipeline.contract import Checkpoint
 from reward.model import ScoreHead
 from stages.ppo import PPOConfig
 from stages.runtime.adapters import load_adapter, load_head, trained_parameters
+from stages.runtime.ensemble import load_members
 from stages.runtime.loading import backbone, load_base
 from stages.runtime.output_head import OutputHead
 from stages.runtime.segment_check import supports_segments
@@ -44,7 +45,10 @@ class Roles:
     model: PeftModel
     switch: AdapterSwitch
     output_head: OutputHead
-    reward_head: ScoreHead | None
+    reward_members: Sequence[tuple[str, ScoreHead]]
+    "Adapter and frozen head of each member of the reward model; none without one."
+    ensemble_penalty: float
+    "Deviations of the members that a score loses."
     value_head: ScoreHead | None
     value_on: Literal["adapter", "trunk"] | None
     "Whose hidden states the value head reads: an adapter of its own, the policy's, or there is none."
@@ -58,9 +62,14 @@ class Roles:
         return next(self.model.parameters()).device
 
     @property
+    def reward_head(self) -> ScoreHead | None:
+        """The head of the reward model's first member; None without a reward model."""
+        return self.reward_members[0][1] if self.reward_members else None
+
+    @property
     def num_readers(self) -> int:
         """Roles that pass over every rollout before an update."""
-        return 2 + (self.value_on == "adapter") + (self.reward_head is not None)
+        return 2 + (self.value_on == "adapter") + len(self.reward_members)
 
     @property
     def collate(self) -> Collate:
@@ -112,10 +121,16 @@ class Roles:
         return self.value_head(self._hidden(VALUE, batch)[batch.before])
 
     def scores(self, batch: TokenBatch) -> Tensor:
-        """Return the reward model's score of every episode, read at its last token, (rows,), in fp32."""
-        if self.reward_head is None:
+        """Return the reward model's score of every episode, read at its last token, (rows,), in fp32.
+
+        Of several members it is the mean less `ensemble_penalty` times their population deviation.
+        """
+        if not self.reward_members:
             raise ValueError("no reward model was loaded")
-        return self.reward_head(self._hidden(REWARD, batch)[batch.last])
+        said = torch.stack(
+            [head(self._hidden(name, batch)[batch.last]) for name, head in self.reward_members]
+        )
+        return said.mean(0) - self.ensemble_penalty * said.std(0, correction=0)
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
         """Return what the policy loss trains, by name."""
@@ -154,10 +169,9 @@ def load_roles(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> Roles:
     output_head = OutputHead.of(model, backbone=backbone(model))
     hidden_size, device = output_head.weight.shape[1], output_head.weight.device
     stored = load_head(inputs["reward"]) if "reward" in inputs else {}
-    reward_head = None
+    members: Sequence[tuple[str, ScoreHead]] = ()
     if "reward" in inputs:
-        load_adapter(model, inputs["reward"], name=REWARD, trainable=False)
-        reward_head = ScoreHead.from_tensors(stored).to(device).requires_grad_(False)
+        _, members = load_members(model, inputs["reward"], name=REWARD)
     value_head = None
     if config.value_on is not None:
         start = value_start(inputs, config)
@@ -175,7 +189,8 @@ def load_roles(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> Roles:
         model,
         switch,
         output_head,
-        reward_head,
+        members,
+        config.ensemble_penalty,
         value_head,
         value_on=config.value_on,
         temperature=config.temperature,

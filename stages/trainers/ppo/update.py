@@ -80,7 +80,10 @@ def make_targets(
     if readings.values is None:
         advantages = group_advantages(rewards, mask, group_size=config.group_size)
     else:
-        advantages, returns = gae(rewards, readings.values, mask, gamma=config.gamma, lam=config.lam)
+        values = readings.values
+        advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
+        if config.value_lam is not None:
+            _, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.value_lam)
     if config.whiten_advantages:
         advantages = whitened(advantages, mask)
     return Targets(rewards, advantages, returns)
@@ -194,6 +197,10 @@ class _Minibatch:
             cliprange_high=self.config.cliprange_high,
             dual_clip=self.config.dual_clip,
         )
+        if self.config.importance_cap is not None:
+            # The generator sampled from another distribution: truncated importance weights.
+            drawn = self._flat(self.rollouts.sampled_logprobs, rows)
+            terms = terms.weighted(ratios(old, drawn).clamp(max=self.config.importance_cap))
         every = torch.ones_like(old, dtype=torch.bool)
         loss = terms.mean_over(every, num_tokens=num_tokens)
         new = logprobs.detach()
