@@ -138,8 +138,9 @@ def chains(base, tmp_path_factory):
     return {name: Chain(root / name, base, tuning) for name, tuning in TUNINGS.items()}
 
 
+SLOW = ("qdora", "full, frozen")
 MATRIX = [
-    pytest.param(name, kind, id=f"{name}-{kind}", marks=[pytest.mark.slow] if name == "qdora" else [])
+    pytest.param(name, kind, id=f"{name}-{kind}", marks=[pytest.mark.slow] if name in SLOW else [])
     for name in TUNINGS
     for kind in SETTINGS
     # Four whole models on one card are refused by plan.
@@ -186,7 +187,7 @@ def test_it_trains_as_many_weights_as_the_plan_says(chains, name, kind):
     assert counts == [chain.planned(kind)]
 
 
-@pytest.mark.parametrize("name", [name for name in TUNINGS if name != "qdora" and "full" not in name])
+@pytest.mark.parametrize("name", [name for name in TUNINGS if name not in SLOW and name != "full"])
 def test_plain_peft_opens_what_it_wrote_and_computes_the_same(chains, base, name):
     chain = chains[name]
     folder = chain.run("dpo").result.outputs["adapter"]
@@ -204,7 +205,7 @@ def test_plain_peft_opens_what_it_wrote_and_computes_the_same(chains, base, name
         assert torch.equal(plain(input_ids=ids).logits, ours.eval()(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize("name", ["full", "full, frozen"])
+@pytest.mark.parametrize("name", ["full", pytest.param("full, frozen", marks=pytest.mark.slow)])
 def test_transformers_opens_a_whole_policy_and_it_is_what_was_trained(chains, name):
     folder = chains[name].run("dpo").result.outputs["model"]
 
