@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from safetensors.torch import load_file
 
 from tests.chain import DEMO, small_demo, triptych
+from tests.metric_names import undocumented
 from tests.readme_tree import documented_commands
 
 STAGES = ["base", "sft", "reward", "dpo", "ppo", "evaluate"]
@@ -53,6 +54,37 @@ def test_every_stage_proved_at_step_0_that_it_is_its_parent(finished: Path) -> N
     assert metrics["dpo"]["handover/loss_minus_ln2"] < 1e-4
     assert metrics["ppo"]["handover/kl"] < 1e-6
     assert metrics["ppo"]["ppo/first_ratio_error"] == 0
+
+
+TRL_NAMES = {
+    "sft": {"num_tokens", "mean_token_accuracy", "entropy"},
+    "reward": {"loss", "rewards/accuracies", "rewards/margins", "learning_rate", "grad_norm"},
+    "dpo": {
+        *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
+        *("logps/chosen", "logps/rejected", "loss"),
+    },
+    "ppo": {
+        *("objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward"),
+        *("objective/scores", "policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg"),
+        *("loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/ratio", "val/num_eos_tokens"),
+        *("lr", "episode", "eps"),
+    },
+}
+"Names of TRL's trainers, which dashboards know; for PPO those of its former PPOTrainer."
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_stage_logs_is_in_the_table_of_metrics_under_trls_names(stage: str, finished: Path) -> None:
+    record = records(finished)[stage]
+    (file,) = finished.glob(f"store/stages/*/{record['key']}/metrics.jsonl")
+    logged = {name for line in file.open() for name in json.loads(line)["metrics"]}
+
+    assert undocumented(record["kind"], {*logged, *record["metrics"]}) == []
+    assert TRL_NAMES.get(stage, set()) <= logged
+    if stage != "evaluate":
+        assert {"num_tokens", "tokens_per_second"} <= logged
+    assert record["cost"]["num_tokens"] > 0
+    assert record["cost"]["peak_memory_bytes"] > 10_000_000
 
 
 def test_a_second_run_computes_nothing(finished: Path) -> None:

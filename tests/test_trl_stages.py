@@ -23,6 +23,7 @@ from stages.trainers import kto as kto_module
 from stages.trainers.group_rewards import SampledPrompt, open_rewards
 from stages.trainers.kto import LabelledIds, dataset_of
 from stages.trainers.trl_policy import last_values
+from tests.metric_names import undocumented
 from tests.pair_fixtures import FP32, TUNING, preference_file, reopen, sft_adapter, toy_rows
 from tests.ppo_setup import adapter, chain, without, written
 from tests.tiny import ManualStop, as_checkpoint, stage_context
@@ -52,6 +53,11 @@ def sft(tiny_base, tmp_path_factory):
     return sft_adapter(tiny_base, tmp_path_factory.mktemp("sft") / "adapter")
 
 
+def names_of(ctx):
+    """Every metric that a stage logged."""
+    return {name for line in ctx.logger.lines for name in line} - {"step", "epoch"}
+
+
 def kto_context(root, base, adapter, *, rows=None, stop=None, **changes):
     root.mkdir(parents=True, exist_ok=True)
     rows = toy_rows(48) if rows is None else rows
@@ -70,6 +76,7 @@ def test_kto_starts_at_one_half_with_the_parent_as_reference(kto):
 
     # 1 - sigmoid(0) for good and bad alike, while policy and reference are equal
     assert ctx.logger.series("loss")[0] == pytest.approx(0.5, abs=1e-4)
+    assert undocumented("kto", {*result.metrics, *names_of(ctx)}) == []
     assert ctx.logger.series("kl")[0] == pytest.approx(0.0, abs=1e-4)
     assert abs(result.metrics["handover/kl"]) < 1e-6
     assert result.metrics["handover/logit_difference"] < 1e-5
@@ -146,6 +153,7 @@ def test_groups_start_from_the_parent_and_learn_what_is_paid(world, tmp_path, sp
 
     result = spec.run(ctx)
 
+    assert undocumented(spec.kind, {*result.metrics, *names_of(ctx)}) == []
     assert abs(result.metrics["handover/kl"]) < 1e-6
     assert ctx.logger.series("kl")[0] == pytest.approx(0.0, abs=1e-4)
     rewards = ctx.logger.series("reward")

@@ -24,7 +24,7 @@ COMMANDS = {
     "worth": ("pipeline.cli.worth", "show what PPO and DPO gave beside what they cost"),
     "chat": ("pipeline.cli.chat", "talk to what a stage made"),
     "samples": ("pipeline.cli.samples", "let a stage's model answer a file of prompts"),
-    "track": ("pipeline.cli.track", "send a finished run to W&B, TensorBoard or MLflow"),
+    "track": ("pipeline.cli.track", "send a finished run to W&B, TensorBoard, MLflow or Trackio"),
     "gc": ("pipeline.cli.gc", "show or delete what no run and no pin needs"),
     "export-run": ("pipeline.cli.export_run", "copy a run and all it was made from into a folder"),
     "import-run": ("pipeline.cli.import_run", "take in such a folder; nothing in it is trusted"),

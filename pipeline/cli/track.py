@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("run", help="name of the run, or its run file")
     parser.add_argument(
-        "--to", choices=["wandb", "tensorboard", "mlflow"], required=True, help="which dashboard"
+        "--to", choices=["wandb", "tensorboard", "mlflow", "trackio"], required=True, help="which dashboard"
     )
     parser.add_argument(
         "--address", help="MLflow tracking address; default: the run file's, else a folder of the run"

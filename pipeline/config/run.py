@@ -92,6 +92,8 @@ class TrackingConfig(StrictModel):
     "W&B team or user; None is the account's default."
     tensorboard: bool = False
     "Also write TensorBoard event files beside the run's manifest."
+    trackio: bool = False
+    "Also write a local Trackio database beside the run's manifest."
     mlflow: str | None = None
     "MLflow tracking address; None is off."
 

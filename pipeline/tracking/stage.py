@@ -58,7 +58,7 @@ class Tracker(Protocol):
 
 
 def make(name: str, *, tracking: TrackingConfig, folder: Path) -> Tracker:
-    """Return the tracker of that name: wandb, tensorboard or mlflow. Imports its package.
+    """Return the tracker of that name: wandb, tensorboard, mlflow or trackio. Imports its package.
 
     Args:
         name: which one.
@@ -77,6 +77,10 @@ def make(name: str, *, tracking: TrackingConfig, folder: Path) -> Tracker:
         from pipeline.tracking.mlflow import MlflowTracker
 
         return MlflowTracker(tracking, folder)
+    if name == "trackio":
+        from pipeline.tracking.trackio import TrackioTracker
+
+        return TrackioTracker(tracking, folder / "trackio")
     raise ValueError(f"there is no tracker {name!r}")
 
 
@@ -84,4 +88,5 @@ def enabled(tracking: TrackingConfig) -> list[str]:
     """Return the names of the trackers that a run file switches on."""
     names = [] if tracking.wandb == "off" else ["wandb"]
     names += ["tensorboard"] if tracking.tensorboard else []
+    names += ["trackio"] if tracking.trackio else []
     return names + (["mlflow"] if tracking.mlflow else [])

@@ -17,7 +17,10 @@ from pipeline.tracking.lines import read_lines, without_repeats
 from pipeline.tracking.stage import TrackedStage, Tracker, make
 
 BATCH_LINES = 1000
-EXTRAS = {"wandb": "wandb", "tensorboard": "triptych-rlhf[tensorboard]", "mlflow": "triptych-rlhf[mlflow]"}
+EXTRAS = {
+    "wandb": "wandb",
+    **{name: f"triptych-rlhf[{name}]" for name in ("tensorboard", "mlflow", "trackio")},
+}
 
 
 def upload(

@@ -173,7 +173,7 @@ class LogCallback(TrainerCallback):
             for name, value in (logs or {}).items()
             if isinstance(value, int | float) and name != "epoch" and name not in _MISLEADING
         }
-        if "num_tokens" in numbers and "loss" in numbers:
+        if "num_tokens" in numbers:
             numbers |= self._speed(numbers["num_tokens"])
         if numbers:
             self._logger.log(numbers, step=state.global_step, epoch=state.epoch)
@@ -181,10 +181,10 @@ class LogCallback(TrainerCallback):
     def _speed(self, num_tokens: float) -> dict[str, float]:
         """Return the tokens a second of training since the line before."""
         before, seconds = self._tokens_before, self._seconds
+        if num_tokens == before or seconds <= 0:
+            return {}
         self._tokens_before, self._seconds = num_tokens, 0.0
-        return (
-            {} if before is None or seconds <= 0 else {"tokens_per_second": (num_tokens - before) / seconds}
-        )
+        return {} if before is None else {"tokens_per_second": (num_tokens - before) / seconds}
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
