@@ -275,7 +275,11 @@ def test_a_step_must_hold_whole_groups():
 
 
 def test_the_last_value_of_every_metric_is_kept():
-    history = [{"loss": 2.0, "step": 1, "reward": 0.1}, {"loss": 1.0, "step": 2}, {"train_runtime": 3.0}]
+    history = [
+        {"loss": 2.0, "step": 1, "reward": 0.1},
+        {"loss": 1.0, "step": 2},
+        {"train_runtime": 3.0, "total_flos": 9.0},
+    ]
 
     assert last_values(history) == {"loss": 1.0, "reward": 0.1}
 

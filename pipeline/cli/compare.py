@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("second", help="the run, or RUN:STAGE, to compare it with")
     parser.add_argument("--all", action="store_true", help="show every metric, not the telling ones only")
     parser.add_argument("--json", action="store_true", help="print JSON; of stages, one line a prompt")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write both runs as one HTML page")
     stages = parser.add_argument_group("of two stages")
     stages.add_argument("--prompts", type=Path, metavar="FILE", help="JSON Lines with a prompt")
     stages.add_argument("--max-prompts", type=int, help="only the first so many prompts")
@@ -43,6 +44,12 @@ def main(args: argparse.Namespace) -> int:
     store = arguments.open_store(args)
     first = collect(store, arguments.run_name(args.first))
     second = collect(store, arguments.run_name(args.second))
+    if args.html is not None:
+        from pipeline.report.compare_page import render_comparison
+
+        args.html.write_text(render_comparison(first, second), encoding="utf-8")
+        print(args.html)
+        return 0
     if args.json:
         stages = [pair.to_json() for pair in compare_runs(first, second)]
         print(json.dumps({"a": first.name, "b": second.name, "stages": stages}, indent=1))

@@ -112,8 +112,9 @@
     }
 
     draw() {
-      const { steps, values } = this.data;
-      const [first, last] = this.range || [Math.min(...steps), Math.max(...steps)];
+      const { steps, values, other } = this.data;
+      const all = other ? [...steps, ...other.steps] : steps;
+      const [first, last] = this.range || [Math.min(...all), Math.max(...all)];
       this.width = Math.max(160, this.place.clientWidth);
       this.place.replaceChildren();
       this.svg = make(this.place, "svg", { viewBox: `0 0 ${this.width} ${BOX.height}`, "aria-hidden": "true" });
@@ -128,7 +129,9 @@
         return;
       }
       const scale = (value) => (options.log ? Math.log10(value) : value);
-      const heights = this.shown.map((i) => scale(values[i]));
+      const beside = other ? other.steps.map((_, i) => i)
+        .filter((i) => other.steps[i] >= first && other.steps[i] <= last && usable(other.values[i])) : [];
+      const heights = [...this.shown.map((i) => scale(values[i])), ...beside.map((i) => scale(other.values[i]))];
       let low = Math.min(...heights), high = Math.max(...heights);
       if (low === high) { const pad = Math.abs(low) * 0.1 || 1; low -= pad; high += pad; }
       const pad = (high - low) * 0.06;
@@ -138,6 +141,10 @@
       this.y = (value) => bottom - (scale(value) - low) / (high - low) * (bottom - BOX.top);
       this.step = (pixel) => first + (pixel - BOX.left) / (right - BOX.left) * (last - first);
       this.axes(low, high, first, last, right, bottom);
+      if (beside.length) {
+        const second = smooth ? smoothed(other.values, smooth) : other.values;
+        this.line(second, "raw beside", usable, other.steps, beside);
+      }
       if (this.across) this.spots(steps, values);
       else if (smooth) this.line(values, "raw faint", usable);
       if (!this.across) this.line(line, smooth ? "smooth" : "raw", usable);
@@ -165,10 +172,9 @@
       }
     }
 
-    line(values, name, usable) {
-      const { steps } = this.data;
+    line(values, name, usable, steps = this.data.steps, shown = this.shown) {
       let path = "", open = false, before = -2;
-      for (const i of this.shown) {
+      for (const i of shown) {
         // A value that is not finite between two points is a gap, not a bridge.
         open = open && !values.slice(before + 1, i).some((value) => value === null);
         if (usable(values[i])) path += `${open ? "L" : "M"}${this.x(steps[i]).toFixed(1)} ${this.y(values[i]).toFixed(1)}`;
@@ -176,8 +182,8 @@
         before = i;
       }
       make(this.svg, "path", { class: name, d: path });
-      if (this.shown.length === 1) {
-        const only = this.shown[0];
+      if (shown.length === 1) {
+        const only = shown[0];
         make(this.svg, "circle", { class: "lone", r: 3.5, cx: this.x(steps[only]), cy: this.y(values[only]) });
       }
     }
@@ -207,7 +213,15 @@
       mark.setAttribute("cx", this.x(step));
       mark.setAttribute("cy", this.y(value));
       const where = this.across ? `${this.across} ${text(step)}` : `step ${step}`;
-      this.readout.textContent = `${where}: ${text(value)}`;
+      this.readout.textContent = `${where}: ${text(value)}${this.otherAt(step)}`;
+    }
+
+    // What the other run had at the step nearest to this one.
+    otherAt(step) {
+      const { other } = this.data;
+      if (!other || !other.steps.length) return "";
+      const near = other.steps.reduce((best, at, i) => (Math.abs(at - step) < Math.abs(other.steps[best] - step) ? i : best), 0);
+      return ` · ${text(other.values[near])}`;
     }
 
     shade(from, to) {

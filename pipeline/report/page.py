@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.report import numbers
+from pipeline.report.checks import checks_of
 from pipeline.report.cost import cost_table
 from pipeline.report.curves import charts_of
 from pipeline.report.lineage import HEIGHT, WIDTH, lay_out
@@ -40,7 +41,7 @@ def render(run: RunView) -> str:
     charts = charts_of(run.stages)
     curves = [chart.points for found in charts.values() for chart in found if not chart.lone]
     return (
-        _environment()
+        environment()
         .get_template("page.html.jinja")
         .render(
             run=run,
@@ -49,38 +50,40 @@ def render(run: RunView) -> str:
             node_height=HEIGHT,
             charts=charts,
             cost=cost_table(run),
+            checks=checks_of(run),
             curves=curves,
             style=Markup(style),
             script=Markup(script),
-            policy=_policy(style, script),
+            policy=policy(style, script),
             refresh_seconds=REFRESH_SECONDS,
         )
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates with the filters that pages of runs share; everything is escaped."""
+    shared = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    shared.filters |= {
         "short": numbers.short,
         "size": numbers.size,
         "duration": numbers.duration,
         "digest": numbers.digest,
         "value_and_interval": numbers.value_and_interval,
     }
-    environment.tests["numeric"] = numbers.is_number
-    environment.globals |= {
+    shared.tests["numeric"] = numbers.is_number
+    shared.globals |= {
         "throughput": throughput,
         "headline": headline,
         "kind_class": kind_class,
         "sample_names": sample_names,
     }
-    return environment
+    return shared
 
 
 def kind_class(kind: str) -> str:
@@ -116,7 +119,7 @@ def sample_names(groups: Sequence[SamplesView]) -> list[str]:
     return list(dict.fromkeys(answer.name for answer in answers))
 
 
-def _policy(style: str, script: str) -> str:
+def policy(style: str, script: str) -> str:
     """Return the content security policy: this style, this script, and nothing from anywhere."""
     return (
         "default-src 'none'; "

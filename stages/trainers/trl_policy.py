@@ -130,7 +130,7 @@ def last_values(history: list[dict[str, Any]]) -> dict[str, float]:
             name: float(value)
             for name, value in line.items()
             if isinstance(value, int | float)
-            and name not in ("epoch", "step")
+            and name not in ("epoch", "step", "total_flos")
             and not name.startswith("train_")
         }
     return found
