@@ -86,13 +86,14 @@ def other_run():
 
 
 def test_a_comparison_names_what_differs_and_what_is_the_same():
-    page = Page(render_comparison(demo(), other_run()))
+    text = render_comparison(demo(), other_run())
+    page = Page(text)
 
     words = " ".join(page.words.split())
     assert "6 stages: 5 the same result, 1 not." in words
-    assert "kl_coef 0.05 0.1" in words
+    assert '<th scope="row">kl_coef</th><td>0.05</td><td>0.1</td>' in text
     # 1.42 - 1.71
-    assert "objective/scores 1.71 1.42 −0.29" in words
+    assert '<td>1.71</td><td>1.42</td><td class="number">−0.29</td>' in text
     assert len(page.all("figure")) == 4
 
 
