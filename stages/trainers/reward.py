@@ -149,7 +149,7 @@ def _finish(
     metrics = {**summaries[0].metrics, **parts.hand_over.metrics(), **headline(card), **data.counts}
     notes = [*parts.notes, *data.notes, *card["flags"], *(note for s in summaries for note in s.notes)]
     if len(summaries) > 1:
-        notes.append(f"{len(summaries)} members; ppo is paid by the first, grpo and rloo by their mean")
+        notes.append(f"{len(summaries)} members; policies are paid by their mean")
     return StageResult(outputs, {k: float(v) for k, v in metrics.items()}, tuple(notes))
 
 
