@@ -275,7 +275,7 @@ def test_the_card_shows_the_spread_and_metrics_name_the_member(ensemble):
     assert ["members", "3"] in [row[:2] for row in table["rows"]]
     assert len(ctx.logger.series("loss")) == len(ctx.logger.series("member_2/loss")) == 6
     assert ctx.logger.series("loss") != ctx.logger.series("member_1/loss")
-    assert any("paid by the first" in note for note in result.notes)
+    assert any("paid by their mean" in note for note in result.notes)
 
 
 def test_a_stopped_ensemble_goes_on_with_the_member_it_was_at(tiny_base, sft, tmp_path, ensemble):
