@@ -16,6 +16,7 @@ COMMANDS = {
     "models": ("pipeline.cli.models", "for a base model, the smallest card for each stage"),
     "gpus": ("pipeline.cli.gpus", "for a card, the largest base model for each stage"),
     "status": ("pipeline.cli.status", "show the runs of a store and their stages"),
+    "doctor": ("pipeline.cli.doctor", "say what on this machine would stop a run"),
     "summary": ("pipeline.cli.summary", "show what each stage of a run gave and cost"),
     "verify": ("pipeline.cli.verify", "compare committed files with their records"),
     "lineage": ("pipeline.cli.lineage", "show what a result was made from"),
