@@ -95,6 +95,14 @@ class StageMaker:
                     return self._run(wired, recipe, key)
         return made
 
+    def take(self, wired: WiredStage) -> Made | None:
+        """Take a stage from the store without making anything; None when it, or a parent, is not there."""
+        fingerprints = input_fingerprints(wired, self.records)
+        if fingerprints is None:
+            return None
+        recipe = recipe_of(wired, fingerprints, self.store.digests)
+        return self._stored(wired, stage_key(recipe), recipe)
+
     def _stored(self, wired: WiredStage, key: str, recipe: Mapping[str, Any]) -> Made | None:
         """Take a whole result from the store; set a damaged one aside."""
         try:

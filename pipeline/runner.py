@@ -29,7 +29,7 @@ class Runner:
         store: where results are and go.
         display: who is told.
         keep_going: run the stages that do not depend on a failed one, too.
-        until: run these stages and what they are made from, and no others; all when empty.
+        until: make these stages and what they are made from, and no others; all when empty.
         start: starts a stage's child.
     """
 
@@ -83,8 +83,12 @@ class Runner:
                 self._name, self._store, self._display, trackers, self._stop, launch=self._start
             )
             try:
-                for wired in plan.wiring.until(self._until):
-                    self._visit(wired, maker)
+                wanted = {stage.name for stage in plan.wiring.until(self._until)}
+                for wired in plan.wiring.stages:
+                    if wired.name in wanted:
+                        self._visit(wired, maker)
+                    elif (made := maker.take(wired)) is not None:
+                        self._complete(wired, made)
             finally:
                 trackers.close()
                 self._store.digests.save()

@@ -177,6 +177,12 @@ def test_a_run_until_a_stage_makes_that_stage_and_its_parents_only(engine: Engin
     assert engine.run_here() == ExitCode.OK
     assert engine.display.now() == {"first": "reused", "second": "reused", "third": "complete"}
 
+    # What lies in the store is not forgotten by a run that asks for less.
+    assert engine.run_here(until=["first"]) == ExitCode.OK
+    assert engine.display.now() == dict.fromkeys(VALUES, "reused")
+    assert engine.run_here("third.rate=9", until=["second"]) == ExitCode.OK
+    assert engine.display.now() == {"first": "reused", "second": "reused"}
+
     with pytest.raises(ConfigError, match="no stage 'secnd'") as caught:
         engine.run_here(until=["secnd"])
     assert caught.value.findings[0].hint == "second"

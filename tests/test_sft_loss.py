@@ -239,13 +239,13 @@ def test_a_base_in_4_bits_trains_an_adapter_in_float32_that_goes_on_exactly(tmp_
 @pytest.mark.parametrize("bf16", [True, False])
 def test_mixed_precision_reaches_the_loss_when_it_is_asked_for(tmp_path, tiny_base, monkeypatch, bf16):
     seen = []
-    arguments, logprobs = sft_trainer._arguments, sft_trainer.answer_logprobs
+    arguments, logprobs = sft_trainer.shared_arguments, sft_trainer.answer_logprobs
 
     def noting(*given):
         seen.append(torch.is_autocast_enabled("cpu"))
         return logprobs(*given)
 
-    monkeypatch.setattr(sft_trainer, "_arguments", lambda *a, **k: {**arguments(*a, **k), "bf16": bf16})
+    monkeypatch.setattr(sft_trainer, "shared_arguments", lambda *a, **k: {**arguments(*a, **k), "bf16": bf16})
     monkeypatch.setattr(sft_trainer, "answer_logprobs", noting)
 
     run_sft(tmp_path, tiny_base, max_steps=1)

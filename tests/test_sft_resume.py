@@ -68,6 +68,12 @@ def stopped_at_4(inputs, tmp_path_factory):
     return folder
 
 
+def timeless(lines, after):
+    """The lines of training steps after a step, without what a clock says."""
+    found = [line for line in lines if line["step"] > after and "loss" in line]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in found]
+
+
 @pytest.mark.parametrize("after", [1, 7])
 def test_a_stopped_run_that_goes_on_ends_in_the_same_bits(tmp_path, inputs, uninterrupted, after):
     ctx = interrupted(tmp_path, inputs, after=after)
@@ -80,8 +86,7 @@ def test_a_stopped_run_that_goes_on_ends_in_the_same_bits(tmp_path, inputs, unin
     assert not result.notes
     steps = [line["step"] for line in ctx.logger.lines if "loss" in line]
     assert min(steps) > after
-    later = [line for line in whole_ctx.logger.lines if line["step"] > after + 2 and "loss" in line]
-    assert later == [line for line in ctx.logger.lines if line["step"] > after + 2 and "loss" in line]
+    assert timeless(whole_ctx.logger.lines, after + 2) == timeless(ctx.logger.lines, after + 2)
 
 
 def test_a_killed_process_goes_on_from_its_last_checkpoint_with_the_same_bits(

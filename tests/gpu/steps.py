@@ -207,7 +207,15 @@ def _ppo(parts: _Parts) -> Step:
     output_head = OutputHead.of(parts.model, backbone=backbone(parts.model))
     value_head = ScoreHead(width).to(parts.device)
     roles = Roles(
-        parts.model, parts.switch, output_head, None, value_head, "adapter", 1.0, unpacked_because=parts.why
+        parts.model,
+        parts.switch,
+        output_head,
+        reward_members=(),
+        ensemble_penalty=0.0,
+        value_head=value_head,
+        value_on="adapter",
+        temperature=1.0,
+        unpacked_because=parts.why,
     )
     prompts = [parts.draw(number, sizes.prompt) for number in range(sizes.rows)]
     episodes = [Episode(prompt, parts.draw(99 + n, sizes.answer)) for n, prompt in enumerate(prompts)]
