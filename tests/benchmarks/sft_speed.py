@@ -23,7 +23,7 @@ import trl.trainer.utils as trl_utils
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-from trl.trainer.sft_config import SFTConfig
+from transformers.trainer_utils import SaveStrategy
 from trl.trainer.sft_trainer import SFTTrainer
 
 from pipeline.config.run import TuningConfig
@@ -121,8 +121,8 @@ def build(name: str, rows: list[TokenRow], tokenizer: Any) -> tuple[SFTTrainer, 
         )
     ).requires_grad_(False)
     model = new_adapter(base, config.tuning, seed=0)
-    settings = sft_trainer._arguments(config, steps=NUM_ROWS // BATCH, on_gpu=False, folder=Path("/nowhere"))
-    args = SFTConfig(**{**settings, "bf16": variant.get("bf16", False), "save_strategy": "no"})
+    args = sft_trainer.trainer_arguments(config, num_rows=len(rows), folder=Path("/nowhere"))
+    args.bf16, args.save_strategy = variant.get("bf16", False), SaveStrategy.NO
     data = Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
     if variant.get("trl"):
         return SFTTrainer(model, args=args, train_dataset=data, processing_class=tokenizer), nullcontext()
