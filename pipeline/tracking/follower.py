@@ -158,9 +158,15 @@ def _give_up_later(seconds: float) -> None:
 
 
 def main() -> None:
-    """Follow what standard input says; keep standard output for what the parent must hear."""
-    spoken = sys.stdout
-    sys.stdout = sys.stderr
+    """Follow what standard input says; keep standard output for what the parent must hear.
+
+    Both are this process's own: what trackers start inherits an empty input and the log.
+    """
+    messages = os.fdopen(os.dup(0), encoding="utf-8")
+    spoken = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
 
     def say(text: str) -> None:
         # The run may have ended before a tracker gave up.
@@ -169,7 +175,7 @@ def main() -> None:
             spoken.flush()
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    follow(sys.stdin, say, at_end=lambda: _give_up_later(LAST_SECONDS))
+    follow(messages, say, at_end=lambda: _give_up_later(LAST_SECONDS))
 
 
 if __name__ == "__main__":

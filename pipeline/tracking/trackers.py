@@ -25,6 +25,7 @@ from pipeline.tracking.stage import Status, TrackedStage, enabled
 logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0
+ENDED_EARLY = "the process that feeds them ended early"
 
 
 class Finished(Protocol):
@@ -82,9 +83,10 @@ class Trackers:
             if self.child.stdin is not None:
                 self.child.stdin.close()
         except OSError:
-            self._lose("the process that feeds them ended early")
+            self._lose(ENDED_EARLY)
         try:
-            self.child.wait(wait_seconds)
+            if self.child.wait(wait_seconds) != 0:
+                self._lose(ENDED_EARLY)
         except subprocess.TimeoutExpired:
             self._lose(f"they are still busy after {wait_seconds:g} s and go on alone")
         else:
@@ -98,6 +100,10 @@ class Trackers:
         try:
             if self.child is None:
                 self.child = self._start()
+            # A pipe does not always tell: a process that a tracker started may hold its other end.
+            if self.child.poll() is not None:
+                self._lose(ENDED_EARLY)
+                return
             assert self.child.stdin is not None
             self.child.stdin.write(json.dumps(message) + "\n")
             self.child.stdin.flush()

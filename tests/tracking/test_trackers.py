@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -157,6 +158,64 @@ def test_the_end_of_a_killed_child_is_said_once_and_disturbs_nothing(tmp_path, c
 
     (message,) = [record.getMessage() for record in caplog.records]
     assert "triptych track demo --to wandb" in message
+
+
+HOLDS_THE_PIPE = """\
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_child_is_noticed_while_another_process_holds_its_pipe(tmp_path, caplog):
+    trackers = Trackers(run="demo", tracking=TrackingConfig(), folder=tmp_path)
+    trackers.command = (sys.executable, "-c", HOLDS_THE_PIPE)
+    trackers.stage_started("sft", kind="sft", key=KEY, config={}, parents={})
+    child = trackers.child
+    assert child is not None
+    assert trackers.listener is not None
+    while not caplog.records:
+        trackers.listener.join(0.05)
+    child.kill()
+    child.wait()
+    caplog.clear()
+
+    trackers.stage_ended(RECORD)
+    os.killpg(child.pid, signal.SIGKILL)
+
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "triptych track demo --to wandb" in message
+
+
+TELLS_ITS_PIPES = (
+    "import os; print(*(os.readlink(f'/proc/self/fd/{number}') for number in (0, 1)), flush=True)"
+)
+
+
+def test_what_a_tracker_starts_inherits_neither_pipe_of_the_follower(tmp_path):
+    code = (
+        "import subprocess, sys; import pipeline.tracking.follower as f; "
+        f"tell = [sys.executable, '-c', {TELLS_ITS_PIPES!r}]; "
+        "f.make = lambda *a, **k: subprocess.run(tell).missing; f.main()"
+    )
+    opening = {"tracking": {}, "folder": str(tmp_path / "runs" / "demo"), "trackers": ["wandb"]}
+    lines = [opening, message("stage_started", stage=TrackedStage("demo", "sft", "sft", KEY, {}).to_json())]
+    log = tmp_path / "log.txt"
+
+    with log.open("w") as heard:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            input="".join(json.dumps(line) + "\n" for line in lines),
+            stdout=subprocess.PIPE,
+            stderr=heard,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+
+    assert log.read_text().split() == [os.devnull, str(log)]
+    assert done.stdout.startswith("wandb is left out")
 
 
 def test_a_child_that_hangs_makes_nobody_wait(tmp_path, caplog):
