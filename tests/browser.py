@@ -39,6 +39,8 @@ class View:
     page_width: int = 0
     "Pixels; more than the window's means that a reader must scroll sideways."
     page_height: int = 0
+    busy_seconds: float = 0.0
+    "Main thread's time until the page was loaded: parsing, scripts, style and layout."
     screenshot: bytes = b""
     "PNG of the whole page."
 
@@ -107,19 +109,21 @@ class _Browser:
         address = page.resolve().as_uri()
         target = self._ask("Target.createTarget", {"url": "about:blank"})["targetId"]
         session = self._ask("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
-        for domain in ("Page", "Network", "Runtime", "Log"):
+        for domain in ("Page", "Network", "Runtime", "Log", "Performance"):
             self._ask(f"{domain}.enable", {}, session)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._ask("Emulation.setDeviceMetricsOverride", size, session)
         self._ask("Page.navigate", {"url": address}, session)
         while not self.loaded:
             self._read()
+        counted = self._ask("Performance.getMetrics", {}, session)["metrics"]
+        found = self.view_of_page
+        found.busy_seconds = next(item["value"] for item in counted if item["name"] == "TaskDuration")
         if script:
             self._ask("Runtime.evaluate", {"expression": script, "awaitPromise": True}, session)
         measure = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
         asked = {"expression": measure, "returnByValue": True}
         wide, high = self._ask("Runtime.evaluate", asked, session)["result"]["value"]
-        found = self.view_of_page
         found.page_width, found.page_height = wide, high
         picture = self._ask("Page.captureScreenshot", {"captureBeyondViewport": True}, session)
         found.screenshot = base64.b64decode(picture["data"])

@@ -240,10 +240,15 @@
       if (entry.isIntersecting && !plot.drawn) plot.draw();
     }
   }, { rootMargin: `${AHEAD}px` });
+  // What is in sight is drawn at once, the rest when it comes near. Where a stage that is far away has
+  // its charts is not asked: the browser would have to lay them out to say.
+  const near = (element) => {
+    const { top, width } = element.getBoundingClientRect();
+    return width > 0 && top < innerHeight + AHEAD;
+  };
+  const close = new Map([...document.querySelectorAll(".stage-curves")].map((group) => [group, near(group)]));
   for (const plot of plots) {
-    const { top, width } = plot.place.getBoundingClientRect();
-    // What is in sight is drawn at once, the rest when it comes near.
-    if (width && top < innerHeight + AHEAD) plot.draw();
+    if (close.get(plot.figure.closest(".stage-curves")) && near(plot.place)) plot.draw();
     else seen.observe(plot.place);
   }
   const again = () => plots.forEach((plot) => { if (plot.drawn) plot.draw(); });

@@ -1,0 +1,43 @@
+"""The report in a real browser: what is drawn when, and nothing wider than the window."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.report.page import render
+from pipeline.report.view import StageView
+from tests.browser import look_at
+from tests.report.sample_run import curve, demo
+
+DRAWN = "document.querySelectorAll('.plot svg').length"
+LAST = "[...document.querySelectorAll('.stage-curves')].at(-1)"
+SCROLL = f"""(async () => {{
+  console.warn(`before ${{{DRAWN}}}`);
+  document.documentElement.style.scrollBehavior = 'auto';
+  {LAST}.scrollIntoView();
+  const there = () => {LAST}.querySelectorAll('.plot svg').length;
+  for (let turn = 0; turn < 200 && there() < 3; turn++) await new Promise((done) => setTimeout(done, 50));
+  console.warn(`after ${{there()}} of ${{{DRAWN}}}`);
+}})()"""
+
+
+@pytest.fixture
+def long_page(tmp_path):
+    """Thirty stages with three curves each; the first are far below the window's edge."""
+    series = {name: curve(2, 1, seed=number) for number, name in enumerate(("loss", "kl", "reward"))}
+    stages = [StageView(f"s{n}", "ppo", "ran", key="a" * 64, series=series) for n in range(30)]
+    path = tmp_path / "report.html"
+    path.write_text(render(replace(demo(), stages=stages)), encoding="utf-8")
+    return path
+
+
+def test_a_curve_that_is_far_away_is_drawn_when_it_comes_near(long_page):
+    view = look_at(long_page, height=900, script=SCROLL)
+
+    before, after = (line.split() for line in view.console)
+    assert before == ["before", "0"]
+    assert after[1] == "3"
+    # Those that were never in sight cost nothing still.
+    assert int(after[3]) < 30
