@@ -76,6 +76,7 @@ class Runner:
             with held(self._store.lock_path("store"), holder(self._name), waiting=self._waits_for_store):
                 pass
             plan = self._plan()
+            wanted = {stage.name for stage in plan.wiring.until(self._until)}
             self._ledger = Ledger(self._run, plan.wiring.stages, self._store)
             folder = self._store.run_folder(self._name)
             trackers = Trackers(run=self._name, tracking=self._run.config.tracking, folder=folder)
@@ -83,7 +84,6 @@ class Runner:
                 self._name, self._store, self._display, trackers, self._stop, launch=self._start
             )
             try:
-                wanted = {stage.name for stage in plan.wiring.until(self._until)}
                 for wired in plan.wiring.stages:
                     if wired.name in wanted:
                         self._visit(wired, maker)
@@ -111,7 +111,6 @@ class Runner:
         if missing:
             plan = make_plan(self._run, self._store)
         preflight(plan, self._store)
-        plan.wiring.until(self._until)
         return plan
 
     def _visit(self, wired: WiredStage, maker: StageMaker) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 
-ACTIONS = {
+from pipeline.cli.actions import Actions, add_actions, run_action
+
+ACTIONS: Actions = {
     "check": (
         "pipeline.cli.data_check",
         "check preference files and write a report, rejects and accepted rows",
@@ -23,17 +24,13 @@ ACTIONS = {
     "noise": ("pipeline.cli.data_noise", "find pairs whose label is doubted, to be judged again"),
     "formats": ("pipeline.cli.data_formats", "list the formats that can be read"),
 }
-"Action -> module and one line of help. A module has add_arguments(parser) and main(args) -> int."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the actions."""
-    actions = parser.add_subparsers(dest="action", metavar="action", required=True)
-    for name, (module, text) in ACTIONS.items():
-        chosen = actions.add_parser(name, help=text, description=text)
-        importlib.import_module(module).add_arguments(chosen)
+    add_actions(parser, ACTIONS)
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the chosen action."""
-    return int(importlib.import_module(ACTIONS[args.action][0]).main(args))
+    return run_action(args, ACTIONS)

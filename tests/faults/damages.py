@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.chain import DEMO, SMALL
+from tests.faults.bit_flips import flip
 from tests.faults.random_kills import children, outputs, start
 
 PARENTS = {"base": None, "sft": "base", "reward": "sft", "dpo": "sft", "ppo": "reward"}
@@ -37,14 +38,12 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def flip(path: Path) -> None:
+def flip_middle(path: Path) -> None:
     """Change the lowest bit of the byte in the middle."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip(path, 8 * (path.stat().st_size // 2))
 
 
-DAMAGES: tuple[Callable[[Path], None], ...] = (cut, Path.unlink, flip)
+DAMAGES: tuple[Callable[[Path], None], ...] = (cut, Path.unlink, flip_middle)
 
 
 def checkpoints(folder: Path) -> list[Path]:
