@@ -8,7 +8,8 @@ from types import MappingProxyType
 from pydantic import Field, model_validator
 
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck
-from pipeline.errors import Finding, UserError
+from pipeline.errors import Finding
+from stages import rewarded
 from stages.config import TrainingConfig
 from stages.tuning import refuse_full
 
@@ -70,50 +71,31 @@ class GroupConfig(TrainingConfig):
 GROUP_INPUTS: Mapping[str, InputSlot] = MappingProxyType(
     {
         "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base"),
-        "policy": InputSlot((ArtifactKind.ADAPTER,), help="the SFT adapter: start and reference"),
-        "reward": InputSlot((ArtifactKind.REWARD_MODEL,), required=False, help="the reward model"),
-        "reward_function": InputSlot(
-            (ArtifactKind.FUNCTION,),
-            required=False,
-            help="a Python file with score(prompt, response, row) -> float",
-        ),
-        "watch": InputSlot(
-            (ArtifactKind.FUNCTION,),
-            required=False,
-            help="a Python file with score(prompt, response, row), watched and never trained on",
-        ),
-        "prompts": InputSlot((ArtifactKind.PROMPTS,), help="prompts to answer"),
+        "policy": rewarded.POLICY,
+        "reward": rewarded.REWARD_MODEL,
+        "reward_function": rewarded.REWARD_FUNCTION,
+        "watch": rewarded.WATCH,
+        "prompts": rewarded.PROMPTS,
     }
 )
 
 
 def check_groups(stage: StageCheck) -> Sequence[Finding]:
     """Read prompts and functions without running anything, and see that there is a reward."""
-    from stages.data import read_prompts
-    from stages.runtime.score_function import score_function_findings
-
     findings = reward_findings(stage.name, stage.roles)
     findings += refuse_full(stage, "policy, reference and reward share one frozen base")
-    for role in ("reward_function", "watch"):
-        if role in stage.inputs:
-            findings += score_function_findings(stage.inputs[role])
-    prompts = stage.inputs.get("prompts")
-    if prompts is None:
-        return findings
-    try:
-        rows = read_prompts(prompts.path)
-    except UserError as error:
-        return [*findings, *error.findings]
-    return [*findings, *prompt_findings(stage.config, len(rows), where=str(prompts.path))]
+    findings += rewarded.function_findings(stage)
+    if (prompts := stage.inputs.get("prompts")) is not None:
+        count, broken = rewarded.count_prompts(prompts)
+        findings += broken or prompt_findings(stage.config, count, where=str(prompts.path))
+    return findings
 
 
 def reward_findings(name: str, roles: Collection[str]) -> list[Finding]:
     """Say whether the roles hold a reward."""
     if {"reward", "reward_function"} & set(roles):
         return []
-    message = "there is nothing to reward: neither a reward model nor a reward function is given"
-    hint = "inputs: {reward: <a reward stage>} or {reward_function: <a Python file>}"
-    return [Finding(message, f"stages.{name}.inputs", hint, "no-reward")]
+    return [rewarded.no_reward(name)]
 
 
 def prompt_findings(config: GroupConfig, num_prompts: int, *, where: str) -> list[Finding]:

@@ -15,9 +15,10 @@ from pydantic import Field, model_validator
 from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.config.strict import NOT_IN_KEY, StrictModel
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
-from pipeline.errors import Finding, UserError
+from pipeline.errors import Finding
 from pipeline.memory.activations import Pass
 from pipeline.memory.work import Decoding, Workload
+from stages import rewarded
 from stages.tuning import refuse_full
 
 REWARD, FUNCTION, OUTSIDE = "reward", "reward_function", "outside_reward"
@@ -223,21 +224,12 @@ def absent_outputs(config: PPOConfig) -> Sequence[str]:
 
 def check(stage: StageCheck) -> Sequence[Finding]:
     """Read prompts and reward function without running anything, and see that there is a reward."""
-    from stages.data import read_prompts
-    from stages.runtime.score_function import score_function_findings
-
     findings = reward_findings(stage.name, stage.config, stage.roles)
     findings += refuse_full(stage, "policy, reference, reward and value share one frozen base")
     findings += backend_findings(stage.name, stage.config)
-    for source in stage.inputs.values():
-        if source.kind == ArtifactKind.FUNCTION:
-            findings += score_function_findings(source)
-    prompts = stage.inputs.get("prompts")
-    if prompts is not None:
-        try:
-            read_prompts(prompts.path)
-        except UserError as error:
-            findings += error.findings
+    findings += rewarded.function_findings(stage)
+    if (prompts := stage.inputs.get("prompts")) is not None:
+        findings += rewarded.count_prompts(prompts)[1]
     return findings
 
 
@@ -262,9 +254,7 @@ def reward_findings(name: str, config: PPOConfig, roles: Collection[str]) -> lis
     findings = []
     further = set(roles) - set(SPEC.inputs)
     if not ({REWARD, FUNCTION, OUTSIDE} & set(roles) or further):
-        message = "there is nothing to reward: neither a reward model nor a reward function is given"
-        hint = "inputs: {reward: <a reward stage>} or {reward_function: <a Python file>}"
-        findings.append(Finding(message, f"stages.{name}.inputs", hint, "no-reward"))
+        findings.append(rewarded.no_reward(name))
     for role in sorted(set(config.extra_weights) - further):
         message = f"extra_weights names {role!r}, which is no further reward function of the inputs"
         hint = f"inputs: {{{role}: <a Python file>}}"
@@ -307,24 +297,16 @@ SPEC = StageSpec(
     config_type=PPOConfig,
     inputs={
         "base": InputSlot((ArtifactKind.FULL_MODEL,), help="the frozen base of every role"),
-        "policy": InputSlot((ArtifactKind.ADAPTER,), help="the SFT adapter: start and reference"),
-        "reward": InputSlot((ArtifactKind.REWARD_MODEL,), required=False, help="the reward model"),
-        "reward_function": InputSlot(
-            (ArtifactKind.FUNCTION,),
-            required=False,
-            help="a Python file with score(prompt, response, row) -> float",
-        ),
+        "policy": rewarded.POLICY,
+        "reward": rewarded.REWARD_MODEL,
+        "reward_function": rewarded.REWARD_FUNCTION,
         "outside_reward": InputSlot(
             (ArtifactKind.FULL_MODEL,),
             required=False,
             help="a whole reward model of any family, with its own tokenizer; given the text",
         ),
-        "watch": InputSlot(
-            (ArtifactKind.FUNCTION,),
-            required=False,
-            help="a Python file with score(prompt, response, row), watched and never trained on",
-        ),
-        "prompts": InputSlot((ArtifactKind.PROMPTS,), help="prompts to answer"),
+        "watch": rewarded.WATCH,
+        "prompts": rewarded.PROMPTS,
     },
     extra_inputs=(ArtifactKind.FUNCTION,),
     outputs={
