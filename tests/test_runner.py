@@ -321,10 +321,12 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_with_equal_bytes(engine: Engi
 
 
 def test_a_second_signal_ends_the_run_at_once(engine: Engine) -> None:
-    child = engine.start("first.pause_seconds=60")
+    # A stage does not stop after its last step: this one would sleep for a minute.
+    child = engine.start("first.steps=1", "first.pause_seconds=60")
     _wait_until(child, lambda: "first 1" in engine.tally)
     child.terminate()
-    time.sleep(0.5)
+    assert child.stderr is not None
+    assert any("press again to end at once" in line for line in child.stderr)
     child.terminate()
 
     assert child.wait(timeout=30) == 128 + signal.SIGTERM
