@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.contract import StageCheck
 from pipeline.errors import Finding, UserError
 from reward.preferences.pairs import PairSet, load_pairs
+from stages.early_stopping import PAIR_METRICS, early_stopping_findings
 from stages.pair_config import PairTrainingConfig
 from stages.runtime.packing import packing_note
 from stages.tuning import tuning_findings
@@ -25,6 +26,11 @@ def check_pairs(stage: StageCheck) -> Sequence[Finding]:
     if stage.config.tuning.method == "full" and getattr(stage.config, "ensemble", 1) > 1:
         message = "an ensemble is made of adapters, and tuning.method is full"
         findings.append(Finding(message, "ensemble", "ensemble: 1, or tuning.method: lora", "other-form"))
+    config, where = stage.config, f"stages.{stage.name}.early_stopping"
+    held_out = config.eval_share > 0 or "held_out" in (*stage.roles, *stage.inputs)
+    findings += early_stopping_findings(
+        config.early_stopping, measured=PAIR_METRICS, held_out=held_out, where=where
+    )
     sets: dict[str, PairSet] = {}
     for role in ("preferences", "held_out"):
         source = stage.inputs.get(role)

@@ -7,6 +7,7 @@ from pydantic import Field
 from pipeline.config.strict import NOT_IN_KEY
 from pipeline.memory.activations import Pass
 from stages.config import TrainingConfig
+from stages.early_stopping import EarlyStoppingConfig
 
 
 class PairTrainingConfig(TrainingConfig):
@@ -28,6 +29,8 @@ class PairTrainingConfig(TrainingConfig):
     "Compute the prompt of a pair once and pad nothing, where the model can; false pads rows."
     eval_steps: int | None = Field(None, ge=1, json_schema_extra=NOT_IN_KEY)
     "Optimizer steps between two measurements on the held-out pairs; None measures at the end only."
+    early_stopping: EarlyStoppingConfig | None = None
+    "End when the held-out pairs no longer gain, and keep the best weights; None trains every step."
 
     @property
     def pairs_per_step(self) -> int:

@@ -16,6 +16,7 @@ from pipeline.errors import Finding
 from pipeline.memory.activations import Pass
 from pipeline.memory.work import Workload
 from stages.config import OptimizationConfig
+from stages.early_stopping import TEXT_METRICS, EarlyStoppingConfig, early_stopping_findings
 
 
 class PretrainConfig(OptimizationConfig):
@@ -33,6 +34,8 @@ class PretrainConfig(OptimizationConfig):
     "Share of the documents held out for the perplexity; 0 trains on everything."
     eval_steps: int | None = Field(None, ge=1, json_schema_extra=NOT_IN_KEY)
     "Optimizer steps between two measurements of the held-out loss; None measures at the end only."
+    early_stopping: EarlyStoppingConfig | None = None
+    "End when the held-out text no longer gains, and keep the best weights; None trains every step."
     gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IN_KEY)
     "Recompute activations in the backward pass: less memory, about a third more time."
     learning_rate: float = Field(1e-3, gt=0)
@@ -51,10 +54,15 @@ def run(ctx: StageContext) -> StageResult:
 def check(stage: StageCheck) -> Sequence[Finding]:
     """Find contradictions between the settings and the inputs."""
     config: PretrainConfig = stage.config
-    where = f"stages.{stage.name}.architecture"
+    where, held_out = f"stages.{stage.name}.architecture", config.eval_fraction > 0
+    findings = early_stopping_findings(
+        config.early_stopping,
+        measured=TEXT_METRICS,
+        held_out=held_out,
+        where=f"stages.{stage.name}.early_stopping",
+    )
     if config.architecture is None:
-        return []
-    findings = []
+        return findings
     if not isinstance(config.architecture.get("model_type"), str):
         message, hint = "architecture names no model_type", "architecture: {model_type: llama, ...}"
         findings.append(Finding(message, where, hint, "no-model-type"))

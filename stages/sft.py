@@ -13,6 +13,7 @@ from pipeline.errors import Finding, UserError
 from pipeline.memory.activations import Pass
 from pipeline.memory.work import Workload
 from stages.config import TrainingConfig
+from stages.early_stopping import ANSWER_METRICS, EarlyStoppingConfig, early_stopping_findings
 from stages.tuning import POLICY_KINDS, absent_policy, tuning_findings
 
 
@@ -27,6 +28,8 @@ class SftConfig(TrainingConfig):
     "Share of the demonstrations held out by prompt for eval_loss; 0 trains on all of them."
     eval_steps: int | None = Field(None, ge=1, json_schema_extra=NOT_IN_KEY)
     "Optimizer steps between two evaluations; None evaluates before the first and after the last step."
+    early_stopping: EarlyStoppingConfig | None = None
+    "End when the held-out answers no longer gain, and keep the best weights; None trains every step."
     max_rejected_share: float = Field(0.05, ge=0, le=1)
     "Largest share of unusable rows; more of them stop the stage before a model is loaded."
 
@@ -53,6 +56,10 @@ def check(stage: StageCheck) -> Sequence[Finding]:
                 "adapter-on-head",
             )
         )
+    where, held_out = f"stages.{stage.name}.early_stopping", config.eval_share > 0
+    findings += early_stopping_findings(
+        config.early_stopping, measured=ANSWER_METRICS, held_out=held_out, where=where
+    )
     source = stage.inputs.get("demonstrations")
     if source is None:
         return findings

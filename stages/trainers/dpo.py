@@ -23,6 +23,7 @@ from stages.runtime.adapters import save_adapter, trained_parameters
 from stages.runtime.loading import causal_lm_of
 from stages.runtime.trained_head import Head
 from stages.runtime.whole_model import save_whole
+from stages.trainers.early_stopping import EarlyStopping
 from stages.trainers.loop import LossOutput, train
 from stages.trainers.pair_data import PairData, TokenPair, open_pair_data
 from stages.trainers.pair_model import POLICY, REFERENCE, PairModel, open_pair_model, refuse_unfit
@@ -116,6 +117,7 @@ def train_dpo(ctx: StageContext) -> StageResult:
     data = open_pair_data(ctx.inputs, config, parts.chat)
     refuse_unfit(parts, [*data.train, *data.held_out])
     pairs = [*data.train, *data.held_out]
+    held_out = range(len(data.train), len(pairs))
     output_head = parts.output_head()
     schedule = PairSchedule(data.train, config, packed=parts.packed)
     start: dict[str, float] = {}
@@ -124,16 +126,26 @@ def train_dpo(ctx: StageContext) -> StageResult:
         if needs_reference:
             trainer = DPOTrainer(parts, output_head, config, _reference(ctx, trainer, pairs))
             start = {"handover/loss_minus_ln2": _prove_start(trainer, schedule.batches(0))}
+        parameters = trained_parameters(parts.model, POLICY)
+        early = EarlyStopping.of(
+            config.early_stopping,
+            parameters,
+            rows=range(len(data.train)),
+            held_out=held_out,
+            measure=partial(_metrics_on, trainer, pairs),
+            seed=config.seed,
+        )
         summary = train(
-            parameters=trained_parameters(parts.model, POLICY),
+            parameters=parameters,
             config=config,
             total_steps=schedule.total_steps,
             batches=schedule.batches,
             loss=trainer.loss,
             ctx=ctx,
             prefix="dpo",
-            evaluate=lambda: _held_out_metrics(trainer, data, pairs),
+            evaluate=lambda: _metrics_on(trainer, pairs, held_out),
             eval_steps=config.eval_steps,
+            early=early,
         )
         final = _final_metrics(trainer, data, pairs)
     if config.tuning.method == "full":
@@ -207,10 +219,11 @@ def _prove_start(trainer: DPOTrainer, batches: Sequence[PairBatch]) -> float:
     )
 
 
-def _held_out_metrics(trainer: DPOTrainer, data: PairData, pairs: Sequence[TokenPair]) -> dict[str, float]:
-    if not data.held_out:
+def _metrics_on(trainer: DPOTrainer, pairs: Sequence[TokenPair], numbers: Sequence[int]) -> dict[str, float]:
+    """Return TRL's names for some of the pairs, and their loss; empty without any."""
+    if not numbers:
         return {}
-    chosen, rejected, loss = trainer.measure(pairs, range(len(data.train), len(pairs)))
+    chosen, rejected, loss = trainer.measure(pairs, numbers)
     means = {name: total / count for name, (total, count) in reward_metrics(chosen, rejected).items()}
     return {f"eval_{name}": value for name, value in means.items()} | {"eval_loss": loss}
 

@@ -30,6 +30,7 @@ from stages.runtime.saving.training_state import (
     restore_parameters,
     restore_random_state,
 )
+from stages.trainers.early_stopping import EarlyStopping
 
 LOGGER = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ def train(
     prefix: str,
     evaluate: Evaluate | None = None,
     eval_steps: int | None = None,
+    early: EarlyStopping | None = None,
 ) -> TrainSummary:
     """Train the given parameters and no others.
 
@@ -134,22 +136,31 @@ def train(
         prefix: what progress lines and messages call this training.
         evaluate: gives metrics on held-out data; random state is put back after it.
         eval_steps: optimizer steps between two evaluations; the last step always has one.
+        early: measures in place of `evaluate`, and may end the training before total_steps; its best
+            weights are the result.
 
     Raises:
         Interrupted: the stage was asked to stop; a checkpoint was written first.
         StageFailed: a loss or a gradient is not finite.
     """
-    loop = _Loop(parameters, LoopSettings.from_config(config, total_steps), ctx, prefix)
-    start = loop.resume()
+    loop = _Loop(parameters, LoopSettings.from_config(config, total_steps), ctx, prefix, early)
+    start = done = loop.resume()
     evaluation: dict[str, float] = {}
-    for step in range(start, total_steps):
-        loop.step(step, batches(step), loss)
-        done = step + 1
-        if evaluate and (done == total_steps or (eval_steps and done % eval_steps == 0)):
+    while done < total_steps and not (early and early.stopped):
+        loop.step(done, batches(done), loss)
+        done += 1
+        if early:
+            with unchanged_random_state():
+                early.after(done, total_steps, ctx.logger)
+        elif evaluate and (done == total_steps or (eval_steps and done % eval_steps == 0)):
             with unchanged_random_state():
                 evaluation = dict(evaluate())
             ctx.logger.log(evaluation, step=done)
         loop.after(done)
+    if early:
+        early.put_back()
+        notes = (*loop.notes, *early.notes(done, total_steps))
+        return TrainSummary(done, start, loop.last_line | early.metrics(), early.measured, notes)
     if evaluate and start == total_steps:
         evaluation = dict(evaluate())
     return TrainSummary(total_steps, start, loop.last_line, evaluation, loop.notes)
@@ -186,11 +197,16 @@ class _Loop:
     """The state of one training: optimizer, sums since the last line, checkpoints."""
 
     def __init__(
-        self, parameters: NamedParameters, settings: LoopSettings, ctx: StageContext, prefix: str
+        self,
+        parameters: NamedParameters,
+        settings: LoopSettings,
+        ctx: StageContext,
+        prefix: str,
+        early: EarlyStopping | None = None,
     ) -> None:
         self._parameters = sorted(parameters, key=lambda item: item[0])
         _check_parameters(self._parameters)
-        self._settings, self._ctx, self._prefix = settings, ctx, prefix
+        self._settings, self._ctx, self._prefix, self._early = settings, ctx, prefix, early
         self._optimizer = make_optimizer(self._parameters, settings)
         self._checkpoints = CheckpointFolder(ctx.scratch_dir / "checkpoints", checkpoint_key(ctx))
         self._sums: dict[str, list[float]] = {}
@@ -210,6 +226,8 @@ class _Loop:
         self._sums = {name: list(pair) for name, pair in found.state["sums"].items()}
         self._tokens, self._all_tokens = found.state["tokens"], found.state["all_tokens"]
         self._seconds = found.state["seconds"]
+        if self._early:
+            self._early.restore(found.tensors.get("best", {}), found.state["early_stopping"])
         self.last_line = dict(found.state["last_line"])
         LOGGER.info("%s goes on from step %d", self._prefix, found.step)
         return found.step
@@ -240,7 +258,8 @@ class _Loop:
 
     def after(self, done: int) -> None:
         """Log, save and stop as the settings and the stop flag say."""
-        settings, last = self._settings, done == self._settings.total_steps
+        settings = self._settings
+        last = done == settings.total_steps or bool(self._early and self._early.stopped)
         if last or done % settings.logging_steps == 0:
             self._log(done)
         self._ctx.logger.progress(done, settings.total_steps, self._prefix)
@@ -280,6 +299,9 @@ class _Loop:
             "seconds": self._seconds,
             "last_line": self.last_line,
         }
+        if self._early:
+            tensors["best"] = self._early.tensors()
+            state["early_stopping"] = self._early.state()
         self._checkpoints.save(done, tensors, state)
 
     def _add(self, output: LossOutput) -> None:

@@ -25,6 +25,7 @@ from stages.runtime.text.documents import Document, read_documents, split
 from stages.runtime.text.encoding import TextEncoder
 from stages.runtime.text.template_guard import check_template
 from stages.runtime.text.templates import resolve_template
+from stages.trainers.early_stopping import EarlyStopping
 from stages.trainers.loop import LossOutput, train
 from stages.trainers.order import order, row_batches, seed_of, total_steps
 
@@ -55,6 +56,14 @@ def pretrain(ctx: StageContext) -> StageResult:
     num_trainable = prove_trainable(parameters)
     measure = _measure(model, tokenizer, held_out, config)
     initial = measure()
+    early = EarlyStopping.of(
+        config.early_stopping,
+        parameters,
+        rows=blocks,
+        held_out=held_out,
+        measure=lambda rows: _measure(model, tokenizer, rows, config)(),
+        seed=config.seed,
+    )
     torch.manual_seed(seed_of(config.seed, "training"))
     model.train()
     summary = train(
@@ -67,10 +76,12 @@ def pretrain(ctx: StageContext) -> StageResult:
         prefix="pretrain",
         evaluate=measure if held_out else None,
         eval_steps=config.eval_steps,
+        early=early,
     )
     folder = save_model(model, ctx.output_dir / "model", tokenizer=tokenizer)
     metrics = {
         **summary.evaluation,
+        **(early.metrics() if early else {}),
         **({"initial_perplexity": initial["perplexity"]} if initial else {}),
         "loss": summary.metrics["loss"],
         "num_documents": float(len(corpus.training)),

@@ -22,7 +22,9 @@ from reward.spread import spread_report
 from stages.reward import RewardConfig
 from stages.runtime.adapters import load_adapter, save_adapter, trained_parameters
 from stages.runtime.ensemble import member_name, save_members
+from stages.runtime.saving.training_state import NamedParameters
 from stages.runtime.whole_model import save_whole
+from stages.trainers.early_stopping import EarlyStopping
 from stages.trainers.loop import LossOutput, TrainSummary, train
 from stages.trainers.order import seed_of
 from stages.trainers.pair_data import PairData, TokenPair, open_pair_data
@@ -177,10 +179,13 @@ def _train_member(member: RewardTrainer, data: PairData, ctx: StageContext, numb
         scratch.mkdir(exist_ok=True)
         ctx = replace(ctx, scratch_dir=scratch, logger=_MemberLogger(ctx.logger, number))
     schedule = PairSchedule(data.train, config, packed=parts.packed)
-    adapter = trained_parameters(parts.model, str(member.adapter))
+    parameters = [
+        *trained_parameters(parts.model, str(member.adapter)),
+        ("score.weight", member.head.weight),
+    ]
     with member.in_effect():
         return train(
-            parameters=[*adapter, ("score.weight", member.head.weight)],
+            parameters=parameters,
             config=config,
             total_steps=schedule.total_steps,
             batches=schedule.batches,
@@ -189,7 +194,20 @@ def _train_member(member: RewardTrainer, data: PairData, ctx: StageContext, numb
             prefix=member_name("reward", number),
             evaluate=lambda: held_out_metrics(member, data),
             eval_steps=config.eval_steps,
+            early=watch_pairs(member, data, parameters),
         )
+
+
+def watch_pairs(trainer: RewardTrainer, data: PairData, parameters: NamedParameters) -> EarlyStopping | None:
+    """Return what ends the training early, if the settings ask for it."""
+    return EarlyStopping.of(
+        trainer.config.early_stopping,
+        parameters,
+        rows=data.train,
+        held_out=data.held_out,
+        measure=lambda pairs: held_out_metrics(trainer, PairData([], list(pairs))),
+        seed=trainer.config.seed,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from stages.trainers.loop import train
 from stages.trainers.pair_data import PairData, TokenPair, load_pair_data, open_pair_data
 from stages.trainers.pair_model import recompute_layers
 from stages.trainers.pairs import PairBatch, PairSchedule
-from stages.trainers.reward import RewardTrainer, held_out_metrics
+from stages.trainers.reward import RewardTrainer, held_out_metrics, watch_pairs
 from stages.trainers.reward_card import make_card, plain_card, write_card
 
 
@@ -73,8 +73,9 @@ def train_encoder(ctx: StageContext) -> StageResult:
         recompute_layers(encoder.model)
     trainer = _trainer(encoder, config)
     schedule = PairSchedule(data.train, config, packed=False)
+    parameters = encoder.parameters()
     summary = train(
-        parameters=encoder.parameters(),
+        parameters=parameters,
         config=config,
         total_steps=schedule.total_steps,
         batches=schedule.batches,
@@ -83,6 +84,7 @@ def train_encoder(ctx: StageContext) -> StageResult:
         prefix="reward",
         evaluate=lambda: held_out_metrics(trainer, data),
         eval_steps=config.eval_steps,
+        early=watch_pairs(trainer, data, parameters),
     )
     card = make_card(trainer.score_pairs, data, encoder.text, num_probes=config.num_probes)
     folder = save_encoder(encoder, ctx.output_dir / "reward_model", base=ctx.inputs["base"])

@@ -19,13 +19,20 @@ from stages.data import (
     too_many_rejects,
     write_rejects,
 )
-from stages.runtime.adapters import load_adapter, named_adapter_parameters, new_adapter, save_adapter
+from stages.runtime.adapters import (
+    load_adapter,
+    named_adapter_parameters,
+    new_adapter,
+    save_adapter,
+    trained_parameters,
+)
 from stages.runtime.handover import HandOver, prove_hand_over
 from stages.runtime.loading import load_base, load_tokenizer, position_findings, vocabulary_findings
 from stages.runtime.saving.seal import train_sealed
 from stages.runtime.text.chat import ChatText, TextContract
 from stages.runtime.whole_model import open_whole, save_whole
 from stages.sft import SftConfig
+from stages.trainers.early_stopping import EarlyStopping
 from stages.trainers.sft_evaluation import HeldOut
 from stages.trainers.sft_layout import choose_layout, without_base_dropout
 from stages.trainers.sft_rows import TokenRows, encode_rows, prove_stop_is_trained
@@ -83,16 +90,29 @@ def train_sft(ctx: StageContext) -> StageResult:
         prove_hand_over(model, ctx.inputs.get("policy"), policy=ADAPTER)
     prove_batch_trains_stop(trainer, prepared.chat)
     evaluation = HeldOut(trainer, prepared.held_out.rows, ctx, every=config.eval_steps)
+    evaluation.early = trainer.early = EarlyStopping.of(
+        config.early_stopping,
+        trained_parameters(model, ADAPTER),
+        rows=prepared.train.rows,
+        held_out=prepared.held_out.rows,
+        measure=evaluation.measure,
+        seed=config.seed,
+    )
     trainer.add_callback(evaluation)
     with layout.attention(model):
         found = train_sealed(trainer, ctx, text="sft")
+        if trainer.early:
+            trainer.early.put_back()
         final = evaluation.measure()
     role, folder = write_policy(ctx, model, prepared.tokenizer)
     if prepared.rejects:
         write_rejects(prepared.rejects, folder / REJECTS_FILE)
-    if final:
+    if final and not trainer.early:
         ctx.logger.log(final, step=trainer.state.global_step)
     notes += [*layout.notes, *(str(damage) for damage in found.damages)]
+    if trainer.early:
+        final = final | trainer.early.metrics()
+        notes += trainer.early.notes(trainer.state.global_step, trainer.state.max_steps)
     metrics = {**trainer.totals.metrics(), **final, **prepared.metrics(), **proof.metrics()}
     return StageResult({role: folder}, metrics, tuple(notes))
 

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.contract import StageContext
+from stages.trainers.early_stopping import EarlyStopping
 from stages.trainers.loop import unchanged_random_state
 from stages.trainers.sft_layout import answer_logprobs
 from stages.trainers.sft_rows import TokenRow
@@ -17,13 +18,17 @@ from stages.trainers.sft_trainer import AnswerTrainer
 
 
 class HeldOut(TrainerCallback):
-    """Measures the loss on held-out demonstrations; random state is put back, so training is not moved."""
+    """Measures the loss on held-out demonstrations; random state is put back, so training is not moved.
+
+    With early stopping it measures when that asks for it, and may end the training.
+    """
 
     def __init__(
         self, trainer: AnswerTrainer, rows: Sequence[TokenRow], ctx: StageContext, *, every: int | None
     ) -> None:
         self._trainer, self._ctx, self._every = trainer, ctx, every
-        self._rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+        self._rows = rows
+        self.early: EarlyStopping | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -37,20 +42,31 @@ class HeldOut(TrainerCallback):
     ) -> None:
         """Measure every `every` steps; the last step is measured by the stage."""
         step = state.global_step
-        if self._every and step % self._every == 0 and step < state.max_steps:
+        if self.early:
+            self.early.after(step, state.max_steps, self._ctx.logger)
+            control.should_training_stop = control.should_training_stop or self.early.stopped
+        elif self._every and step % self._every == 0 and step < state.max_steps:
             self._log(state)
 
-    def measure(self) -> dict[str, float]:
-        """Return eval_loss and eval_mean_token_accuracy over answer tokens; empty without held-out rows."""
-        if not self._rows:
+    def measure(self, rows: Sequence[TokenRow] | None = None) -> dict[str, float]:
+        """Return eval_loss and eval_mean_token_accuracy over answer tokens; empty without rows.
+
+        Args:
+            rows: what is measured; None takes the held-out rows.
+        """
+        rows = self._rows if rows is None else rows
+        if not rows:
             return {}
         trainer, size = self._trainer, self._ctx.config.per_device_train_batch_size
         loss, hits, count = 0.0, 0, 0
         was_training = trainer.model.training
         trainer.model.eval()
         with unchanged_random_state(), torch.no_grad(), trainer.accelerator.autocast():
-            for start in range(0, len(self._rows), size):
-                batch = trainer.data_collator(self._rows[start : start + size])
+            for start in range(0, len(rows), size):
+                part = [
+                    {"input_ids": row.input_ids, "labels": row.labels} for row in rows[start : start + size]
+                ]
+                batch = trainer.data_collator(part)
                 answer = answer_logprobs(trainer.model, trainer.head, trainer._prepare_inputs(batch))
                 loss -= float(answer.logprobs.double().sum())
                 hits += int(answer.hits.sum())

@@ -12,20 +12,24 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from pipeline.errors import StageFailed
+from stages.runtime.adapter_folder import write_tensors
 from stages.runtime.trained_head import Head
 from stages.sft import SftConfig
+from stages.trainers.early_stopping import EarlyStopping
 from stages.trainers.order import total_steps
 from stages.trainers.sft_layout import AnswerLogprobs, Layout, answer_logprobs, joined_inputs
 from stages.trainers.sft_rows import TokenRow
 from stages.trainers.trl_arguments import shared_arguments
 
 TOTALS_FILE = "totals.json"
+EARLY_FILE, BEST_FILE = "early_stopping.json", "best.safetensors"
 
 
 @dataclass(slots=True)
@@ -68,6 +72,8 @@ class AnswerTrainer(SFTTrainer):
             parameter.data = values
         self.head = head
         self.totals = Totals()
+        self.early: EarlyStopping | None = None
+        "Goes into every checkpoint."
         self.model_accepts_loss_kwargs = True
 
     def compute_loss(
@@ -120,6 +126,9 @@ class AnswerTrainer(SFTTrainer):
         super()._save_checkpoint(model, trial)
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         (folder / TOTALS_FILE).write_text(json.dumps(asdict(self.totals)), encoding="utf-8")
+        if self.early:
+            (folder / EARLY_FILE).write_text(json.dumps(self.early.state()), encoding="utf-8")
+            write_tensors(folder / BEST_FILE, self.early.tensors())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         frozen = [value for value in self.model.parameters() if not value.requires_grad]
@@ -129,6 +138,9 @@ class AnswerTrainer(SFTTrainer):
             value.requires_grad_(False)
         held = json.loads((Path(resume_from_checkpoint) / TOTALS_FILE).read_text(encoding="utf-8"))
         self.totals = Totals(**held)
+        if self.early:
+            state = json.loads((Path(resume_from_checkpoint) / EARLY_FILE).read_text(encoding="utf-8"))
+            self.early.restore(load_file(Path(resume_from_checkpoint) / BEST_FILE), state)
 
 
 def make_trainer(

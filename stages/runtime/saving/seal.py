@@ -91,6 +91,8 @@ class SealCallback(TrainerCallback):
 
     def __init__(self, key: str, stop: StopFlag, *, keep: int = 2) -> None:
         self._key, self._stop, self._keep = key, stop, keep
+        self.ended = False
+        "Whether the training ended by itself before its last step."
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -102,8 +104,13 @@ class SealCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Save and stop after this optimizer step when the stage was asked to stop."""
-        if state.global_step < state.max_steps and self._stop.requested:
+        """Save and stop after this optimizer step when the stage was asked to stop.
+
+        A training that has just ended by itself is not saved: going on from there would train past its end.
+        """
+        if control.should_training_stop and state.global_step < state.max_steps:
+            control.should_save, self.ended = False, True
+        elif state.global_step < state.max_steps and self._stop.requested:
             control.should_save = True
             control.should_training_stop = True
         return control
@@ -211,12 +218,13 @@ def train_sealed(trainer: Any, ctx: StageContext, *, text: str = "") -> SealedSe
     found = newest_sealed(Path(trainer.args.output_dir), key)
     # The stage's logger is the one place for metrics.
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(SealCallback(key, ctx.stop))
+    seal = SealCallback(key, ctx.stop)
+    trainer.add_callback(seal)
     trainer.add_callback(LogCallback(ctx.logger, text))
     # Never True: that would take the newest folder by its name, whole or not.
     trainer.train(resume_from_checkpoint=str(found.path) if found.path else None)
     state = trainer.state
-    if state.global_step < state.max_steps:
+    if state.global_step < state.max_steps and not seal.ended:
         raise Interrupted(
             f"{text or ctx.name} was stopped after step {state.global_step} of {state.max_steps}, and saved",
             where=ctx.name,
