@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck
 from pipeline.errors import Finding
+from pipeline.memory.activations import Pass
+from pipeline.memory.work import Decoding, Workload
 from stages import rewarded
 from stages.config import TrainingConfig
 from stages.tuning import refuse_full
@@ -89,6 +92,35 @@ def check_groups(stage: StageCheck) -> Sequence[Finding]:
         count, broken = rewarded.count_prompts(prompts)
         findings += broken or prompt_findings(stage.config, count, where=str(prompts.path))
     return findings
+
+
+def group_memory(stage: StageCheck) -> Workload:
+    """Say what sampling, paying and training hold: a step's responses are all sampled and paid at once."""
+    config: Any = stage.config
+    rows, responses = config.per_device_train_batch_size, config.responses_per_step
+    paid = "reward" in stage.roles
+    step = Pass(
+        rows * config.max_length,
+        config.max_length,
+        rows * config.max_new_tokens,
+        checkpointing=config.tuning.gradient_checkpointing,
+    )
+    return Workload(
+        config.model,
+        config.tuning,
+        step,
+        trained=1,
+        # The reference, the reward model, and a copy of the start that is compared with at the end.
+        frozen=int(config.beta > 0) + int(paid) + 1,
+        autocast=True,
+        tiled_head=True,
+        read_tokens=min(responses * config.max_length, _MOST_PAID_TOKENS) if paid else 0,
+        decoding=Decoding(responses, config.max_prompt_length, config.max_new_tokens),
+    )
+
+
+_MOST_PAID_TOKENS = 16_384
+"Padded tokens that a reward model scores at once, as reward.scoring does."
 
 
 def reward_findings(name: str, roles: Collection[str]) -> list[Finding]:

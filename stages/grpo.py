@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.contract import ArtifactKind, StageContext, StageResult, StageSpec
-from stages.group_config import GROUP_INPUTS, GroupConfig, check_groups
+from stages.group_config import GROUP_INPUTS, GroupConfig, check_groups, group_memory
 
 
 class GRPOConfig(GroupConfig):
@@ -35,6 +35,7 @@ SPEC = StageSpec(
     inputs=GROUP_INPUTS,
     outputs={"adapter": ArtifactKind.ADAPTER},
     run=run,
+    memory=group_memory,
     check=check_groups,
     summary="GRPO on groups of sampled responses (TRL's GRPOTrainer), the reference being the SFT policy",
     metrics=("reward", "kl", "completions/mean_length", "completions/clipped_ratio"),

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
 from pipeline.errors import Finding, UserError
+from pipeline.memory.activations import Pass
+from pipeline.memory.work import Workload
 from stages.config import TrainingConfig
 from stages.data_report import with_data_report
 from stages.tuning import refuse_full
@@ -59,6 +61,23 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     return labelled_findings(found, max_rejected_share=stage.config.max_rejected_share)
 
 
+def memory(stage: StageCheck) -> Workload:
+    """Say what training holds: the policy's adapter, the reference's, and a copy of the start."""
+    config: KTOConfig = stage.config
+    tokens = config.per_device_train_batch_size * config.max_length
+    step = Pass(tokens, config.max_length, tokens, checkpointing=config.tuning.gradient_checkpointing)
+    return Workload(
+        config.model,
+        config.tuning,
+        step,
+        trained=1,
+        frozen=2,
+        autocast=True,
+        tiled_head=True,
+        reads_beside=True,
+    )
+
+
 SPEC = StageSpec(
     kind="kto",
     version=2,
@@ -73,6 +92,7 @@ SPEC = StageSpec(
     },
     outputs={"adapter": ArtifactKind.ADAPTER, "data_report": ArtifactKind.DATA_REPORT},
     run=run,
+    memory=memory,
     check=check,
     summary="KTO on single labelled responses (TRL's KTOTrainer), the reference being the SFT policy itself",
     metrics=("loss", "rewards/margins", "eval_auc", "eval_f1", "eval_precision", "eval_recall"),

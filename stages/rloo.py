@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipeline.contract import ArtifactKind, StageContext, StageResult, StageSpec
-from stages.group_config import GROUP_INPUTS, GroupConfig, check_groups
+from stages.group_config import GROUP_INPUTS, GroupConfig, check_groups, group_memory
 
 
 class RLOOConfig(GroupConfig):
@@ -31,6 +31,7 @@ SPEC = StageSpec(
     inputs=GROUP_INPUTS,
     outputs={"adapter": ArtifactKind.ADAPTER},
     run=run,
+    memory=group_memory,
     check=check_groups,
     summary="RLOO on groups of sampled responses (TRL's RLOOTrainer), the reference being the SFT policy",
     metrics=("reward", "kl", "completions/mean_length", "completions/clipped_ratio"),

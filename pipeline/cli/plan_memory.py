@@ -23,7 +23,7 @@ from pipeline.store import Store
 NEEDS = ("stage", "base", "adapters", "grads", "optim", "peak of", "there", "needs", "low - high", "fits")
 LARGEST = ("stage", "largest batch", "tokens", "largest length", "sampled at once")
 _NEEDS_NOTE = "GiB, rows as long as max_length; low: half as long, high: a fragmented allocator."
-_LARGEST_NOTE = "Each with every other setting as it is; the largest length with one row at once."
+_LARGEST_NOTE = "Each with every other setting as it is; the largest length with the smallest batch."
 
 
 def card_of(text: str | None) -> CardSize | None:

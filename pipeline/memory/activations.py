@@ -14,6 +14,8 @@ from pipeline.memory.trained import Trained
 
 FULL = 4
 "Bytes of a float32."
+TILE = (4096, 32768)
+"Positions and vocabulary entries of a tile of TRL's output head."
 _SCORE_COPIES = 4
 "Tensors (heads, queries, keys) kept where no fused kernel computes attention."
 
@@ -105,11 +107,35 @@ def logits_bytes(shape: ModelShape, rows: int, *, with_entropy: bool) -> float:
     return rows * shape.vocabulary * FULL * (3 if with_entropy else 2)
 
 
-def peak_bytes(trained: Trained, precision: Precision, step: Pass, *, logits: float) -> float:
-    """Return the peak of a forward and a backward pass: at the output head, or inside a layer."""
+def tiled_bytes(shape: ModelShape, rows: int, precision: Precision, *, width: int = TILE[1]) -> float:
+    """Return what TRL's output head holds: one tile of logits, as wide for any vocabulary, and gradients.
+
+    Source: trl 1.16, trl/kernels/chunked_logprob.py, ChunkedLogProbFunction.
+    """
+    return min(rows, TILE[0]) * width * precision.compute + rows * shape.hidden * FULL
+
+
+def reading_bytes(shape: ModelShape, tokens: int, precision: Precision) -> float:
+    """Return what a layer of a pass without gradients holds at its widest."""
+    wide = 3 * shape.intermediate * precision.stream
+    return tokens * (wide + shape.hidden * (FULL + 3 * precision.stream))
+
+
+def peak_bytes(
+    trained: Trained, precision: Precision, step: Pass, *, logits: float, beside: float = 0.0
+) -> float:
+    """Return the peak of a forward and a backward pass: at the output head, or inside a layer.
+
+    Args:
+        trained: weights that get gradients.
+        precision: of the pass.
+        step: its sizes.
+        logits: bytes that the output head holds at once.
+        beside: bytes of a pass without gradients while the graph is held.
+    """
     kept = saved_bytes(trained, precision, step)
     inside = kept.pop("recomputed", 0.0) + transient_bytes(trained.shape, step) + lengths_bytes(trained)
-    return sum(kept.values()) + max(logits, inside)
+    return sum(kept.values()) + max(logits, inside, beside)
 
 
 def _norm(shape: ModelShape, precision: Precision, *, trained: bool) -> float:

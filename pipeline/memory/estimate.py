@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from pipeline.memory.activations import Pass, Precision, logits_bytes, peak_bytes
+from pipeline.memory.activations import (
+    Pass,
+    Precision,
+    logits_bytes,
+    peak_bytes,
+    reading_bytes,
+    tiled_bytes,
+)
 from pipeline.memory.shape import ModelShape
 from pipeline.memory.storage import BYTES, Dtype, optimizer_bytes, weight_bytes
 from pipeline.memory.trained import Trained
@@ -137,7 +144,8 @@ def _held(work: Workload, trained: Trained) -> tuple[int, int, int]:
 
 def _phases(work: Workload, trained: Trained, precision: Precision, num_trained: int) -> dict[str, Range]:
     """Return the bytes of each phase beyond what is always held."""
-    phases = {"reading": Range.exact(0)}
+    reading = reading_bytes(trained.shape, work.read_tokens, precision)
+    phases = {"reading": Range(reading / _SHORTER, reading, reading)}
     if work.step is not None:
         phases["training"] = _bounded(lambda step: _training(work, trained, precision, step), work.step)
         if work.tuning is None or work.tuning.optimizer == "adamw":
@@ -153,10 +161,13 @@ def _training(work: Workload, trained: Trained, precision: Precision, step: Pass
     if step.all_logits:
         # float32 logits, their softmax's gradient, and the gradient in the model's precision.
         logits: float = step.tokens * shape.vocabulary * (4 + 4 + precision.compute)
+    elif work.tiled_head:
+        logits = tiled_bytes(shape, step.answers, precision)
     else:
         rows = min(step.answers, max(16, LOGITS_AT_ONCE // shape.vocabulary))
         logits = logits_bytes(shape, rows, with_entropy=work.with_entropy)
-    return peak_bytes(trained, precision, step, logits=logits)
+    beside = reading_bytes(shape, step.tokens, precision) if work.reads_beside else 0.0
+    return peak_bytes(trained, precision, step, logits=logits, beside=beside)
 
 
 def _sampling(decoding: Decoding, shape: ModelShape, precision: Precision) -> Range:
@@ -170,8 +181,7 @@ def _decoded(decoding: Decoding, shape: ModelShape, precision: Precision) -> flo
     cache = 2 * (shape.layers + 1) * shape.kv_width * precision.stream * decoding.tokens
     logits = decoding.rows * shape.vocabulary * (precision.stream + 3 * 4)
     prompts = decoding.rows * decoding.prompt_tokens
-    wide = 3 * shape.intermediate * precision.stream + shape.hidden * (4 + 3 * precision.stream)
-    first = prompts * (wide + decoding.prompt_tokens)
+    first = reading_bytes(shape, prompts, precision) + prompts * decoding.prompt_tokens
     cache_then = cache * decoding.prompt_tokens / max(1, decoding.prompt_tokens + decoding.new_tokens)
     return max(cache + logits, cache_then + first)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipeline.config.run import TuningConfig
 from pipeline.config.strict import StrictModel
 from pipeline.memory.estimate import StageMemory
@@ -20,15 +22,17 @@ class Fitting:
     """What fits, each with every other setting as it is unless it says so."""
 
     batch: int | None
-    "Largest per_device_train_batch_size at this max_length; None when not even 1 fits."
+    "Largest per_device_train_batch_size at this max_length; None when not even the smallest fits."
     length: int | None
-    "Largest max_length with one row a micro-batch; None when not even 64 tokens fit."
+    "Largest max_length with the smallest micro-batch; None when not even 64 tokens fit."
     micro_batch_tokens: int | None
     "Tokens of the largest batch."
     tuning: str
     "The least change of `tuning` with which the batch as it is fits; empty when none does or none is needed."
     sampled: int | None = None
     "Largest generation_batch_size, for a stage that samples."
+    least: int = 1
+    "Smallest per_device_train_batch_size that the stage can have."
 
     @property
     def remedy(self) -> str:
@@ -37,7 +41,7 @@ class Fitting:
         if self.batch:
             ways.append(f"{BATCH}: {self.batch}")
         elif self.length:
-            ways.append(f"{BATCH}: 1 and {LENGTH}: {self.length}")
+            ways.append(f"{BATCH}: {self.least} and {LENGTH}: {self.length}")
         if self.sampled:
             ways.append(f"{ROWS}: {self.sampled}")
         return "; or ".join(ways) or "a smaller base, or a larger card"
@@ -51,18 +55,31 @@ def fitting(needs: Needs, config: StrictModel, budget: int, *, max_positions: in
 
     fields = type(config).model_fields
     batch = length = sampled = tokens = None
+    least = 1
     if BATCH in fields and LENGTH in fields:
-        batch = _largest(lambda rows: fits(**{BATCH: rows}), _MOST_ROWS)
+        sizes = [rows for rows in range(1, _MOST_ROWS + 1) if _can_have(config, rows)] or [1]
+        least = sizes[0]
+        found = _largest(lambda n: fits(**{BATCH: sizes[n - 1]}), len(sizes))
+        batch = None if found is None else sizes[found - 1]
         if batch is not None:
             tokens = batch * int(getattr(config, LENGTH))
         most = min(max_positions or _MOST_TOKENS, _MOST_TOKENS) // _LENGTH_STEP
-        steps = _largest(lambda n: fits(**{BATCH: 1, ROWS: 1, LENGTH: n * _LENGTH_STEP}), most)
+        steps = _largest(lambda n: fits(**{BATCH: least, ROWS: 1, LENGTH: n * _LENGTH_STEP}), most)
         length = None if steps is None else steps * _LENGTH_STEP
     if ROWS in fields:
         most = int(getattr(config, "rollout_batch_size", _MOST_ROWS))
         sampled = _largest(lambda rows: fits(**{ROWS: rows}), most)
     tuning = "" if fits() else _least_change(fits, config)
-    return Fitting(batch, length, tokens, tuning, sampled)
+    return Fitting(batch, length, tokens, tuning, sampled, least)
+
+
+def _can_have(config: StrictModel, rows: int) -> bool:
+    """Say whether the stage takes micro-batches of so many rows: groups must be whole, kto needs two."""
+    try:
+        type(config).model_validate({**dict(config), BATCH: rows})
+    except ValidationError:
+        return False
+    return True
 
 
 def _least_change(fits: Callable[..., bool], config: StrictModel) -> str:

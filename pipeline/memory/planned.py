@@ -33,8 +33,8 @@ class MemoryRow:
 
 
 def memory_rows(plan: Plan, store: Store, card: CardSize) -> list[MemoryRow]:
-    """Return what each stage needs that computes on a card. Reads config.json files only."""
-    return [row for stage in plan.stages if (row := _row(plan, store, stage, card)) is not None]
+    """Return what each stage needs of a card, or why it is not said. Reads config.json files only."""
+    return [_row(plan, store, stage, card) for stage in plan.stages]
 
 
 def memory_findings(plan: Plan, rows: list[MemoryRow], card: CardSize) -> list[Finding]:
@@ -66,13 +66,13 @@ def gib(size: float) -> str:
     return f"{size / GIB:.1f}"
 
 
-def _row(plan: Plan, store: Store, stage: PlannedStage, card: CardSize) -> MemoryRow | None:
+def _row(plan: Plan, store: Store, stage: PlannedStage, card: CardSize) -> MemoryRow:
     spec, config = stage.wired.spec, stage.wired.config
     declare = spec.memory
     if declare is None:
         computes = "tuning" in type(config).model_fields
-        because = f"the trainer of {spec.kind} is not measured yet"
-        return MemoryRow(stage.name, spec.kind, None, because) if computes else None
+        because = f"{spec.kind} declares none" if computes else "it computes nothing on a card"
+        return MemoryRow(stage.name, spec.kind, None, because)
     roles = tuple(stage.wired.inputs)
     try:
         shape = _shape(plan, store, stage)

@@ -44,3 +44,9 @@ class Workload:
     with_entropy: bool = False
     "The loss also needs the entropy of each distribution."
     decoding: Decoding | None = None
+    tiled_head: bool = False
+    "The output head is TRL's, which works in tiles."
+    reads_beside: bool = False
+    "The reference reads the micro-batch while its graph is held."
+    read_tokens: int = 0
+    "Tokens of the largest pass without gradients outside a step, padding included."

@@ -33,7 +33,8 @@ SHAPES = {
 TRAINERS = {"sft": saved_by_sft, "reward": saved_by_reward, "dpo": saved_by_dpo, "ppo": saved_by_ppo}
 
 
-def _sizes(name):
+def sizes_of(name):
+    """Return the model type of a shape and the keys of its config."""
     model_type, changes = SHAPES[name]
     if model_type == "gpt2":
         sizes = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 512, "vocab_size": 1024}
@@ -56,7 +57,7 @@ CASES += [pytest.param("tied", stage, "bfloat16", marks=[]) for stage in TRAINER
 
 @pytest.mark.parametrize(("name", "stage", "dtype"), CASES)
 def test_the_plan_is_within_a_tenth_of_what_hooks_see(name, stage, dtype, tmp_path):
-    model_type, sizes = _sizes(name)
+    model_type, sizes = sizes_of(name)
 
     seen = TRAINERS[stage](tmp_path, model_type, sizes, dtype=dtype)
 
@@ -69,7 +70,7 @@ def test_the_plan_is_within_a_tenth_of_what_hooks_see(name, stage, dtype, tmp_pa
 
 @pytest.mark.parametrize("name", ["grouped heads", "norms of queries and keys", "learned positions"])
 def test_under_autocast_the_plan_is_within_a_tenth_too(name, tmp_path):
-    model_type, sizes = _sizes(name)
+    model_type, sizes = sizes_of(name)
 
     seen = saved_by_sft(tmp_path, model_type, sizes, dtype="bfloat16", autocast=True)
 
@@ -132,7 +133,7 @@ def _full(root, model_type, sizes, *, autocast):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
 def test_training_every_weight_is_within_a_tenth_too(name, autocast, tmp_path):
-    model_type, sizes = _sizes(name)
+    model_type, sizes = sizes_of(name)
 
     base, seen = _full(tmp_path, model_type, sizes, autocast=autocast)
 

@@ -99,6 +99,15 @@ def test_a_base_with_experts_gets_no_plan_and_says_why(run_file, capsys):
     assert "sft: no plan, mixtral has experts" in capsys.readouterr().out
 
 
+def test_a_stage_that_computes_nothing_on_a_card_says_so(run_file, capsys):
+    prepare = f"  prepared: {{kind: prepare, inputs: {{preferences: {DATA}/preferences.jsonl}}}}\n"
+    run_file.write_text(run_file.read_text() + prepare)
+
+    assert _plan(run_file, "--gpu", "40GiB") == 0
+
+    assert "prepared: no plan, it computes nothing on a card" in capsys.readouterr().out
+
+
 def test_a_base_made_by_a_pretrain_stage_is_planned_from_its_architecture(tmp_path, capsys):
     file = tmp_path / "run.yaml"
     sizes = "{model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, "
