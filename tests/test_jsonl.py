@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from pathlib import Path
 
 from pipeline.tracking.jsonl import MetricsFile
@@ -54,3 +56,52 @@ def test_progress_is_passed_on_and_never_stored(tmp_path: Path) -> None:
 
     assert told == [(1, 3, "loss 2.0")]
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_each_line_is_json_whatever_stands_in_names_and_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsFile(path)
+    # The two largest are finite and their sum is not.
+    metrics = {'a "b" 100%s %d\n': 0.1 + 0.2, "ä/{}": 3, "high": 1.7e308, "higher": 1.7e308, "tiny": 5e-324}
+
+    writer.log(metrics, step=1, epoch=2)
+    writer.log(metrics, step=2)
+    writer.log({}, step=3)
+    writer.log({"low": -math.inf, "none": math.nan}, step=4)
+    writer.close()
+
+    lines = [json.loads(text) for text in path.read_bytes().split(b"\n")[:-1]]
+    assert [line["metrics"] for line in lines] == [
+        metrics,
+        metrics,
+        {},
+        {"low": "-inf", "none": "nan"},
+    ]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[0]["epoch"] == 2
+    assert "epoch" not in lines[1]
+    assert abs(lines[0]["time"] - time.time()) < 3600
+
+
+def test_a_line_that_the_disk_takes_in_parts_is_whole(tmp_path: Path) -> None:
+    class Sips:
+        """A file that takes seven bytes at a time, as a nearly full disk may."""
+
+        def __init__(self, path: Path) -> None:
+            self.file = path.open("ab", buffering=0)
+
+        def write(self, data: bytes) -> int:
+            return self.file.write(data[:7])
+
+        def close(self) -> None:
+            self.file.close()
+
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsFile(path)
+    writer.log({"loss": 0.5}, step=1)
+    writer._stream = Sips(path)
+
+    writer.log({"loss": 0.25, "ppo/kl": 1.5}, step=2)
+    writer.close()
+
+    assert [line.metrics for line in read_lines(path)] == [{"loss": 0.5}, {"loss": 0.25, "ppo/kl": 1.5}]

@@ -34,7 +34,8 @@ def main() -> None:
         steps, records = [], []
         for number in range(args.steps):
             steps.append(_seconds(step))
-            records.append(_seconds(lambda at=number: log.log(_record(at), step=at, epoch=at / 10)))
+            metrics = _record(number)
+            records.append(_seconds(lambda at=number, line=metrics: log.log(line, step=at, epoch=at / 10)))
             log.progress(number, args.steps)
         log.close()
     step_seconds, record_seconds = (sorted(values)[len(values) // 2] for values in (steps, records))
