@@ -19,9 +19,10 @@ class MetricsFile:
     """Appends lines of metrics; a stage that goes on from a checkpoint does not repeat steps.
 
     Each line holds the step, the time in seconds since 1970, the epoch if there is one, and
-    the metrics by name. A line reaches the kernel when it is written: it outlives this process, not
-    the machine; the stage's result is flushed to disk when it is committed. When the first step logged lies at or
-    before lines of an earlier attempt, those lines are dropped: they are about to be made again.
+    the metrics by name. A line reaches the kernel when it is written: it outlives this process,
+    not the machine; the stage's result is flushed to disk when it is committed. When the first
+    step logged lies at or before lines of an earlier attempt, those lines are dropped: they are
+    about to be made again.
 
     Args:
         path: the file; continued when it exists.
