@@ -130,7 +130,10 @@ def test_a_live_page_that_cannot_be_written_is_named_once(engine, caplog):
     engine.store.create()
 
     with caplog.at_level(logging.WARNING), LivePage(engine.store, "none", refresh_seconds=0.005):
-        time.sleep(0.2)
+        deadline = time.monotonic() + 20
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
 
     assert len([r for r in caplog.records if "live report" in r.getMessage()]) == 1
 

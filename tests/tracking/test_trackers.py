@@ -49,7 +49,7 @@ def track(folder: Path, metrics: Path, steps: Sequence[int], tracking: TrackingC
     trackers.tail(metrics)
     write(metrics, steps)
     trackers.stage_ended(end.get("record", RECORD), status=end.get("status"))
-    trackers.close()
+    trackers.close(wait_seconds=120)
 
 
 def offline_files(folder: Path) -> list[Path]:
