@@ -16,9 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Print the largest bases of a card, or the known cards."""
     from pipeline.cli import tables
-    from pipeline.memory.bases import known_bases
+    from pipeline.memory.bases import known_bases, weights
     from pipeline.memory.choice import STAGES, TUNINGS, largest_base
-    from pipeline.memory.hardware import find_card, read_hardware
+    from pipeline.memory.hardware import find_card
+    from pipeline.memory.hardware_file import read_hardware
 
     hardware = read_hardware(args.hardware)
     if args.card is None:
@@ -37,7 +38,8 @@ def main(args: argparse.Namespace) -> int:
         found = [
             largest_base(bases, card.memory_bytes, stage=stage, tuning=tuning, **sizes) for tuning in TUNINGS
         ]
-        shown.append((stage, *(base.name if base else "none" for base in found)))
+        named = (f"{base.name} ({weights(base.parameters)})" if base else "none" for base in found)
+        shown.append((stage, *named))
     tables.show(
         ("stage", *TUNINGS),
         shown,

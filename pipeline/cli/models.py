@@ -18,21 +18,29 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
         "--max-length", type=int, default=1024, metavar="N", help="tokens a row (default 1024)"
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="rows a micro-batch (default 1)")
+    add_hardware(parser)
+
+
+def add_hardware(parser: argparse.ArgumentParser) -> None:
+    """Declare the file of a person's own cards."""
     parser.add_argument(
-        "--hardware", type=Path, metavar="FILE", help="cards and prices in place of the shipped"
+        "--hardware",
+        type=Path,
+        metavar="FILE",
+        help="YAML with cards and prices of your own, over the shipped",
     )
 
 
 def main(args: argparse.Namespace) -> int:
     """Print the smallest cards of a base, or the known bases."""
     from pipeline.cli import tables
-    from pipeline.memory.bases import find_shape, known_bases
+    from pipeline.memory.bases import find_shape, known_bases, weights
     from pipeline.memory.choice import smallest_cards
-    from pipeline.memory.hardware import read_hardware
+    from pipeline.memory.hardware_file import read_hardware
 
     if args.base is None:
-        rows = [(base.name, f"{base.parameters / 1e9:.2f}", base.source) for base in known_bases()]
-        tables.show(("base", "billion weights", "source"), rows, title="known shapes")
+        rows = [(base.name, weights(base.parameters), base.source) for base in known_bases()]
+        tables.show(("base", "weights", "source"), rows, title="known shapes")
         return 0
     hardware = read_hardware(args.hardware)
     shape = find_shape(args.base)
@@ -51,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
     tables.show(
         ("stage", "tuning", "GiB", "smallest card", "hours a 1000", "USD"),
         rows_shown,
-        title=f"{args.base}: {shape.num_parameters / 1e9:.2f} billion weights",
+        title=f"{args.base}: {weights(shape.num_parameters)} weights",
         notes=(
             f"Micro-batches of {args.batch} x {args.max_length} tokens, layers recomputed; hours and "
             f"price of 1,000 of them at {hardware.utilisation:.0%} of the card's peak.",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import arguments
+from pipeline.cli.models import add_hardware
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan
@@ -20,9 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--gpu",
-        metavar="SIZE",
-        help="also plan memory on a card of this size, such as 24GiB; default: the one nvidia-smi names",
+        metavar="CARD",
+        help="also plan memory on a card: 24GiB, or a name; default: the one nvidia-smi names",
     )
+    add_hardware(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -44,7 +46,7 @@ def show_plan(args: argparse.Namespace) -> int:
     preflight(plan, store)
     said = outlooks(plan, store)
     store.digests.save()
-    card = card_of(getattr(args, "gpu", None))
+    card = card_of(getattr(args, "gpu", None), getattr(args, "hardware", None))
     rows = plan_memory(plan, store, card)
     if getattr(args, "json", False):
         stages = [

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.cli import tables
 from pipeline.errors import ConfigError
 from pipeline.inputs import RunFile
 from pipeline.memory.card_size import CardSize, local_card
-from pipeline.memory.hardware import find_card, read_hardware
+from pipeline.memory.hardware import find_card
+from pipeline.memory.hardware_file import read_hardware
 from pipeline.memory.planned import (
     MemoryRow,
     gib,
@@ -26,9 +28,14 @@ _NEEDS_NOTE = "GiB, rows as long as max_length; low: half as long, high: a fragm
 _LARGEST_NOTE = "Each with every other setting as it is; the largest length with the smallest batch."
 
 
-def card_of(text: str | None) -> CardSize | None:
-    """Return the card that --gpu names, else this machine's, else None."""
-    return find_card(text, read_hardware()) if text is not None else local_card()
+def card_of(text: str | None, hardware: Path | None) -> CardSize | None:
+    """Return the card that --gpu names, of the shipped ones and those of a file, else this machine's.
+
+    Raises:
+        ConfigError: no card has that name, or the file is wrong.
+    """
+    known = read_hardware(hardware) if hardware is not None or text is not None else None
+    return local_card() if text is None or known is None else find_card(text, known)
 
 
 def show_memory(rows: Sequence[MemoryRow], card: CardSize) -> None:

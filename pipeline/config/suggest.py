@@ -128,9 +128,12 @@ def model_at(model: type[BaseModel], path: Iterable[str | int]) -> type[BaseMode
     """Return the config class that stands at a path inside another, or None."""
     current: type[BaseModel] | None = model
     for part in path:
+        if isinstance(part, int):
+            # An item of a list is of the class that the list holds.
+            continue
         if current is None or part not in current.model_fields:
             return None
-        current = inner_model(current.model_fields[str(part)].annotation)
+        current = inner_model(current.model_fields[part].annotation)
     return current
 
 

@@ -35,6 +35,16 @@ def known_bases() -> list[KnownBase]:
     ]
 
 
+def weights(count: int) -> str:
+    """Write a number of weights in three significant figures: 135 million, 8.03 billion."""
+    for size, name in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        # 999.5 million is a billion in three figures.
+        if count >= 0.9995 * size:
+            decimals = 2 if count < 9.995 * size else 1 if count < 99.95 * size else 0
+            return f"{count / size:.{decimals}f} {name}"
+    return str(count)
+
+
 def find_shape(text: str) -> ModelShape:
     """Return the shape of the base that a person names. Nothing is downloaded.
 

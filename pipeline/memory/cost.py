@@ -27,8 +27,8 @@ class Cost:
     "None where the card has no price."
 
 
-def cost_of(work: Workload, shape: ModelShape, card: Card, *, utilisation: float) -> Cost:
-    """Estimate a thousand micro-batches, sampling included.
+def cost_of(work: Workload, shape: ModelShape, card: Card, *, utilisation: float) -> Cost | None:
+    """Estimate a thousand micro-batches, sampling included; None where the card's speed is not known.
 
     Args:
         work: of the stage.
@@ -36,6 +36,8 @@ def cost_of(work: Workload, shape: ModelShape, card: Card, *, utilisation: float
         card: where it runs.
         utilisation: share of the card's peak that matrix products reach.
     """
+    if card.bf16_tflops is None or card.bandwidth_gbs is None:
+        return None
     seconds = 0.0
     if work.step is not None:
         seconds += _operations(work, shape, work.step) / (card.bf16_tflops * 1e12 * utilisation)

@@ -1,11 +1,10 @@
-"""Cards and their prices, from a data file that a person may replace."""
+"""Cards and their prices: what a plan may choose from, and the one that a person names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pipeline.config.strict import StrictModel
 from pipeline.config.suggest import close
@@ -22,10 +21,10 @@ class Card(StrictModel):
     "As `--gpu` names it."
     memory_mib: int = Field(gt=0)
     "What nvidia-smi reports in all."
-    bf16_tflops: float = Field(gt=0)
-    "Dense matrix products with float32 sums."
-    bandwidth_gbs: float = Field(gt=0)
-    "Memory bandwidth, GB/s."
+    bf16_tflops: float | None = Field(None, gt=0)
+    "Dense matrix products with float32 sums; None gives no hours."
+    bandwidth_gbs: float | None = Field(None, gt=0)
+    "Memory bandwidth, GB/s; None gives no hours."
     price_usd: float | None = Field(None, ge=0)
     "An hour; None where no offer is known."
 
@@ -57,25 +56,6 @@ class Hardware(StrictModel):
     "Any order."
 
 
-def read_hardware(path: Path | None = None) -> Hardware:
-    """Read a hardware file; None is the shipped one.
-
-    Raises:
-        ConfigError: it cannot be read, or a value is missing or wrong.
-    """
-    file = path or SHIPPED
-    try:
-        return Hardware.model_validate(_plain(yaml.safe_load(file.read_text(encoding="utf-8"))))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        hint = "copy pipeline/memory/hardware.yaml and edit it"
-        message = f"the hardware file cannot be read: {str(error).splitlines()[0]}"
-        raise ConfigError(message, where=str(file), hint=hint, code="bad-hardware") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{place}: {first['msg']}", where=str(file), code="bad-hardware") from error
-
-
 def find_card(text: str, hardware: Hardware) -> CardSize:
     """Return the card that a person names, by its name or its size.
 
@@ -83,8 +63,8 @@ def find_card(text: str, hardware: Hardware) -> CardSize:
         UserError: it is neither a known card nor a size.
         ConfigError: it looks like the name of a card, and no card has it.
     """
-    names = {_folded(card.name): card for card in hardware.cards}
-    card = names.get(_folded(text))
+    names = {folded(card.name): card for card in hardware.cards}
+    card = names.get(folded(text))
     if card is not None:
         return CardSize(card.name, card.memory_bytes)
     if text.strip()[:1].isdigit():
@@ -93,13 +73,6 @@ def find_card(text: str, hardware: Hardware) -> CardSize:
     raise ConfigError(f"no card {text!r} is known", where="--gpu", hint=f"24GiB, or {near}", code="bad-gpu")
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """Return a card's name without case, spaces and hyphens: how names are compared."""
     return "".join(name.lower().split()).replace("-", "")
-
-
-def _plain(content: object) -> object:
-    """Turn a date that YAML recognised back into text."""
-    if isinstance(content, dict) and isinstance(content.get("prices"), dict):
-        prices = {key: str(value) for key, value in content["prices"].items()}
-        return {**content, "prices": prices}
-    return content

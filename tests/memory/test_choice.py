@@ -8,11 +8,12 @@ import pytest
 
 from pipeline.cli.main import main
 from pipeline.errors import ConfigError, ModelError
-from pipeline.memory.bases import find_shape, known_bases
+from pipeline.memory.bases import find_shape, known_bases, weights
 from pipeline.memory.choice import STAGES, TUNINGS, largest_base, smallest_cards, workload
 from pipeline.memory.cost import cost_of
 from pipeline.memory.estimate import estimate
-from pipeline.memory.hardware import Card, find_card, read_hardware
+from pipeline.memory.hardware import Card, find_card
+from pipeline.memory.hardware_file import read_hardware
 from tests.memory.shapes import LLAMA_8B
 
 
@@ -60,30 +61,6 @@ def test_hours_follow_from_operations_and_utilisation():
     assert cost.usd == pytest.approx(2 * cost.hours)
 
 
-def test_a_hardware_file_of_ones_own_replaces_cards_and_prices(tmp_path, capsys):
-    file = tmp_path / "cards.yaml"
-    file.write_text(
-        "prices: {offer: our cluster, date: 2026-01-01, source: the invoice}\nutilisation: 0.4\n"
-        "cards:\n  - {name: Ours, memory_mib: 65536, bf16_tflops: 300, bandwidth_gbs: 2000, price_usd: 0.5}\n"
-    )
-
-    assert main(["models", "Llama-3.1-8B", "--hardware", str(file)]) == 0
-
-    shown = capsys.readouterr().out
-    assert "Ours" in shown
-    assert "our cluster, 2026-01-01" in shown
-
-
-def test_a_wrong_hardware_file_is_one_message(tmp_path):
-    file = tmp_path / "cards.yaml"
-    file.write_text("prices: {offer: x, date: y, source: z}\nutilisation: 2\ncards: []\n")
-
-    with pytest.raises(ConfigError, match="utilisation"):
-        read_hardware(file)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_hardware(tmp_path / "none.yaml")
-
-
 def test_cards_are_found_by_name_however_it_is_written_or_by_size():
     hardware = read_hardware()
 
@@ -111,3 +88,30 @@ def test_the_commands_print_a_table(words, capsys):
     assert main(words) == 0
 
     assert "Qwen" in capsys.readouterr().out or words == ["gpus"]
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (134_515_008, "135 million"),
+        (999_499_999, "999 million"),
+        (999_500_000, "1.00 billion"),
+        (8_030_261_248, "8.03 billion"),
+        (9_995_000_000, "10.0 billion"),
+        (32_763_876_352, "32.8 billion"),
+        (671_000_000_000, "671 billion"),
+        (1_234_567, "1.23 million"),
+        (26_400, "26.4 thousand"),
+        (999, "999"),
+    ],
+)
+def test_weights_are_shown_in_three_significant_figures(count, shown):
+    assert weights(count) == shown
+
+
+def test_a_small_base_is_shown_in_millions(capsys):
+    assert main(["models"]) == 0
+    assert "135 million" in capsys.readouterr().out
+
+    assert main(["models", "SmolLM2-135M"]) == 0
+    assert "SmolLM2-135M: 135 million weights" in capsys.readouterr().out

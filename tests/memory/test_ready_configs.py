@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.cli.main import main
 from pipeline.memory.bases import SHIPPED, find_shape
-from pipeline.memory.hardware import read_hardware
+from pipeline.memory.hardware_file import read_hardware
 from tests.memory.shapes import config_only
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
