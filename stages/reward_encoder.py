@@ -10,6 +10,7 @@ from pydantic import Field
 from pipeline.config.run import TuningConfig
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
 from pipeline.errors import Finding
+from pipeline.memory.work import Workload
 from stages.data_report import with_data_report
 from stages.pair_check import check_pairs
 from stages.reward import SPEC as REWARD
@@ -54,6 +55,13 @@ def tuning_findings(name: str, config: EncoderRewardConfig) -> list[Finding]:
     ]
 
 
+def memory(stage: StageCheck) -> Workload:
+    """Say what training holds: one adapter and the encoder's own head, over padded rows."""
+    config: EncoderRewardConfig = stage.config
+    step = config.largest_pass(answers=False)
+    return Workload(config.model, config.tuning, step, trained=1, own_head=True)
+
+
 _PLAIN_ONLY = ("method", "lora_init", "frozen_layers", "frozen_modules")
 
 
@@ -67,6 +75,7 @@ SPEC = StageSpec(
     },
     outputs=REWARD.outputs,
     run=run,
+    memory=memory,
     check=check,
     summary="reward model on an encoder: Bradley-Terry loss on preference pairs, with a report card",
     metrics=REWARD.metrics,

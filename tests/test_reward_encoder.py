@@ -36,12 +36,12 @@ SETTINGS = {
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def tiny_encoder(folder, model_type="bert", *, seed=0):
-    """Write a random two-layer encoder without a head."""
+def tiny_encoder(folder, model_type="bert", *, seed=0, sizes=None):
+    """Write a random encoder without a head; of two layers where no sizes are given."""
     folder.mkdir(parents=True, exist_ok=True)
     names = {"distilbert": {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4}}
     sizes = {
-        **names.get(model_type, SIZES),
+        **(sizes or names.get(model_type, SIZES)),
         "vocab_size": 261,
         "pad_token_id": 0,
         "max_position_embeddings": 160,

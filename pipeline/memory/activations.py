@@ -184,13 +184,14 @@ def _magnitudes(trained: Trained, precision: Precision) -> float:
 
 def _first_norm(trained: Trained, precision: Precision) -> float:
     """The first norm that sees no gradient keeps nothing: nothing before it is trained."""
-    return 0.0 if trained.full else _norm(trained.shape, precision, trained=False)
+    kept = trained.full or not trained.shape.norms_first
+    return 0.0 if kept else _norm(trained.shape, precision, trained=False)
 
 
 def _around(trained: Trained, precision: Precision, step: Pass) -> dict[str, float]:
     shape = trained.shape
     rotary = 0 if shape.positions else 2 * shape.head_size * precision.stream
-    final = _norm(shape, precision, trained=trained.full) + rotary
+    final = (_norm(shape, precision, trained=trained.full) if shape.norms_first else 0) + rotary
     head = 0.0
     if step.all_logits:
         head = step.tokens * (FULL * shape.vocabulary + shape.hidden * precision.compute)

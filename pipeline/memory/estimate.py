@@ -135,10 +135,12 @@ def held_dtype(work: Workload) -> Dtype:
 def _held(work: Workload, trained: Trained) -> tuple[int, int, int]:
     """Return trained weights, bytes of adapters and heads, and bytes of optimizer state."""
     heads = work.heads * trained.shape.hidden + work.head_biases
+    own = list(trained.shape.own_head) if work.own_head else []
+    heads += sum(own)
     num_trained = work.trained * trained.num_trained + heads
     adapters = 4 * ((work.trained + work.frozen) * trained.num_adapter + heads)
     optimizer = work.tuning.optimizer if work.tuning is not None else "adamw"
-    sizes = work.trained * trained.sizes + work.heads * [trained.shape.hidden] + work.head_biases * [1]
+    sizes = work.trained * trained.sizes + work.heads * [trained.shape.hidden] + work.head_biases * [1] + own
     return num_trained, adapters, optimizer_bytes(sizes, optimizer)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError
+from pipeline.memory import encoders
 from pipeline.memory.shape import Linear, ModelShape
 
 Config = Mapping[str, Any]
@@ -305,4 +306,9 @@ _FAMILIES: dict[str, Callable[[Config], ModelShape]] = {
     "gpt2": _gpt2,
     "gpt_neox": _gpt_neox,
     "opt": _opt,
+    "bert": encoders.bert,
+    "roberta": encoders.roberta,
+    "xlm-roberta": encoders.roberta,
+    "camembert": encoders.roberta,
+    "distilbert": encoders.distilbert,
 }

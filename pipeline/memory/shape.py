@@ -72,6 +72,12 @@ class ModelShape:
     "Module that holds the layers."
     table_path: str = "model.embed_tokens"
     "Module of the token embedding."
+    norms_first: bool = True
+    "Norms stand before the maps of a layer, and one behind the last layer; False: behind the maps."
+    outer_linears: tuple[Linear, ...] = ()
+    "Maps outside the layers that carry adapters."
+    own_head: tuple[int, ...] = ()
+    "Numbers of weights of each tensor of a classification head of the model's own."
 
     @property
     def query_width(self) -> int:
@@ -109,7 +115,12 @@ class ModelShape:
     @property
     def num_parameters(self) -> int:
         """All parameters, tied ones once."""
-        return self.num_embedding + self.num_head + self.num_linear + self.num_vectors
+        return self.num_embedding + self.num_head + self.num_linear + self.num_vectors + self.num_outer
+
+    @property
+    def num_outer(self) -> int:
+        """Parameters of maps outside the layers and of a classification head of the model's own."""
+        return sum(one.num_parameters for one in self.outer_linears) + sum(self.own_head)
 
     @property
     def num_layer(self) -> int:

@@ -49,18 +49,20 @@ class Trained:
         if self.full:
             return self._full_sizes()
         shape = self.shape
-        return [
+        inside = [
             size
             for layer in range(self.frozen_layers, shape.layers)
             for one in self.adapted
             if not self._is_frozen(shape.path(layer, one))
             for size in self._map_sizes(one)
         ]
+        return inside + [size for one in self._outside for size in self._map_sizes(one)]
 
     @property
     def num_adapter(self) -> int:
         """Weights of one whole adapter, frozen layers included; 0 where the weights themselves train."""
-        return self.shape.layers * sum(sum(self._map_sizes(one)) for one in self.adapted)
+        inside = self.shape.layers * sum(sum(self._map_sizes(one)) for one in self.adapted)
+        return inside + sum(sum(self._map_sizes(one)) for one in self._outside)
 
     @property
     def num_trained(self) -> int:
@@ -72,6 +74,13 @@ class Trained:
         """Linear maps of a layer, the last one, whose adapters get gradients."""
         last = self.shape.layers - 1
         return tuple(one for one in self.adapted if not self._is_frozen(self.shape.path(last, one)))
+
+    @property
+    def _outside(self) -> tuple[Linear, ...]:
+        """Linear maps outside the layers that carry an adapter."""
+        named = self.targets
+        outer = () if self.full else self.shape.outer_linears
+        return tuple(one for one in outer if named is None or _is_named(one.name, named))
 
     def _map_sizes(self, one: Linear) -> list[int]:
         sizes = [self.rank * one.inputs, self.rank * one.outputs]

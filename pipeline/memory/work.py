@@ -39,6 +39,8 @@ class Workload:
     "Trained score heads."
     head_biases: int = 0
     "Of these, the ones with an offset."
+    own_head: bool = False
+    "The model's own classification head is trained, and held a second time as it was."
     autocast: bool = False
     "On a GPU, matrix products run in bfloat16 whatever the weights are."
     with_entropy: bool = False
