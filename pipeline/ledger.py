@@ -92,6 +92,12 @@ class Ledger:
         """Note that a stage cannot start, and why."""
         self._change(name, state="blocked", message=reason, failure="")
 
+    def spent(self, times: Mapping[str, float]) -> None:
+        """Note how long the parts of this command took, in seconds."""
+        rounded = {part: round(seconds, 3) for part, seconds in times.items()}
+        self.manifest = self.manifest.model_copy(update={"times": rounded})
+        self._write()
+
     def _change(self, name: str, **changes: Any) -> None:
         status = self.manifest.stages[name].model_copy(update=changes)
         self.manifest = self.manifest.model_copy(update={"stages": {**self.manifest.stages, name: status}})

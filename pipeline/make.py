@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.contract import Checkpoint
+from pipeline.cost import with_attempts
 from pipeline.display import Display
 from pipeline.errors import ExitCode, Finding, StoreError, VerificationFailed
 from pipeline.fingerprint import FileDigest, describe, stage_key
@@ -72,6 +73,8 @@ class StageMaker:
     launch: Launch = launch
     records: dict[str, StageRecord] = field(default_factory=dict)
     "Records of the stages made so far, by the name in this run."
+    seconds: float = 0.0
+    "Time of the attempts started here."
 
     def make(self, wired: WiredStage, on_start: Callable[[str, Mapping[str, Any]], None]) -> Made | NotMade:
         """Bring a stage whose parents are made into the store, whoever computes it.
@@ -165,6 +168,7 @@ class StageMaker:
         detail = failure.findings[0].message if failure else ""
         changes = {"ended": timestamp(), "outcome": outcome, "detail": detail}
         attempts = (*before, attempt.model_copy(update=changes))
+        self.seconds += seconds_between(attempt.started, str(changes["ended"]))
         work.write_attempts(disk, attempts)
         return failure, attempts
 
@@ -220,6 +224,14 @@ class StageMaker:
         """Write down where everything came from; metrics.jsonl joins the outputs."""
         work = WorkFolder(self.store.work_folder(result.key))
         ended = timestamp()
+        spans = [seconds_between(a.started, a.ended) for a in attempts if a.ended]
+        seen = bool(attempts and attempts[-1].ended)
+        cost = result.cost
+        if cost is not None:
+            earlier, last = (sum(spans[:-1]), spans[-1]) if seen else (sum(spans), None)
+            cost = with_attempts(cost, earlier=earlier, last=last)
+        # Of an attempt whose parent died before its end, what the child measured counts.
+        unseen = sum(result.cost.parts.values()) if result.cost is not None and not seen else 0.0
         return StageRecord(
             key=result.key,
             stage=wired.name,
@@ -238,8 +250,8 @@ class StageMaker:
             attempts=attempts,
             started=attempts[0].started if attempts else ended,
             ended=ended,
-            cost=result.cost,
-            seconds=round(sum(seconds_between(a.started, a.ended) for a in attempts if a.ended), 3),
+            cost=cost,
+            seconds=round(sum(spans) + unseen, 3),
         )
 
     def _metrics_file(self, work: WorkFolder) -> tuple[FileDigest, ...]:

@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from pipeline.canonical import read_bounded, read_sealed, sealed
+from pipeline.canonical import Migrations, read_bounded, read_sealed, sealed
 from pipeline.config.strict import StrictModel
 from pipeline.errors import Finding, StoreError
 from pipeline.store import Store
 
 MANIFEST_TYPE = "run-manifest"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+MIGRATIONS: Migrations = {1: lambda document: document}
+"Version 2 added the parts of a command's time, empty in older ones."
 MANIFEST_NAME = "manifest.json"
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = "config.lock.json"
@@ -67,7 +69,7 @@ class RunManifest(StrictModel):
     """All stages of a run, parents first."""
 
     type: Literal["run-manifest"] = "run-manifest"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     name: str
     created: str
     updated: str
@@ -79,6 +81,9 @@ class RunManifest(StrictModel):
     "Folder of the run file, relative to the store; empty when there is no such path."
     order: tuple[str, ...]
     stages: dict[str, StageStatus]
+    times: dict[str, float] = Field(default_factory=dict)
+    """Seconds of the last command by part: `start` of the program, `plan`, `stages` that it made, `publish`
+    between them, `report`. What is missing to its wall time is the end of the process."""
 
     def to_bytes(self) -> bytes:
         """Return manifest.json's bytes."""
@@ -100,7 +105,7 @@ def read_manifest(store: Store, name: str) -> RunManifest:
             hint=f"runs here: {known}",
             code="unknown-run",
         )
-    document = read_sealed(path, type_name=MANIFEST_TYPE, version=MANIFEST_VERSION)
+    document = read_sealed(path, type_name=MANIFEST_TYPE, version=MANIFEST_VERSION, migrations=MIGRATIONS)
     try:
         return RunManifest.model_validate({key: value for key, value in document.items() if key != "self"})
     except ValidationError as error:

@@ -20,11 +20,12 @@ from pipeline.fingerprint import FileDigest, stage_key, tree_digest
 from pipeline.paths import check_distinct, check_relative, is_digest
 
 RECORD_TYPE = "stage-record"
-RECORD_VERSION = 2
-MIGRATIONS: Migrations = {1: lambda document: document}
+RECORD_VERSION = 3
+MIGRATIONS: Migrations = {1: lambda document: document, 2: lambda document: document}
 """Version -> function that brings a record of it to the next. Files are never rewritten.
 
-Version 2 added rows of inputs, threads, and the environment of each attempt, all optional.
+Version 2 added rows of inputs, threads, and the environment of each attempt, all optional. Version 3
+added the parts of a stage's time, empty in older ones.
 """
 PACKAGES = (
     *("triptych-rlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
@@ -117,7 +118,7 @@ class StageRecord(StrictModel):
     """The truth about one committed stage; it lies in the stage's folder as record.json."""
 
     type: Literal["stage-record"] = "stage-record"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     key: str
     stage: str
     "Name in the run that made it."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from pipeline import hub
 from pipeline.display import Display
@@ -60,12 +61,17 @@ class Runner:
         """The run's manifest as last written."""
         return self._book.manifest
 
-    def go(self) -> int:
+    def go(self, *, before_seconds: float = 0.0, finish: Callable[[], None] | None = None) -> int:
         """Run every stage that is not in the store and return the exit code.
+
+        Args:
+            before_seconds: how long the program had run before, for the account of time.
+            finish: called when all stages had their turn, with the run still held; writes the report.
 
         Raises:
             UserError: something is wrong before the first stage, or with the store.
         """
+        began = time.monotonic()
         self._store.create()
         lock = self._store.lock_path(f"run-{self._name}")
         with (
@@ -78,21 +84,32 @@ class Runner:
             plan = self._plan()
             wanted = {stage.name for stage in plan.wiring.until(self._until)}
             self._ledger = Ledger(self._run, plan.wiring.stages, self._store)
-            folder = self._store.run_folder(self._name)
-            trackers = Trackers(run=self._name, tracking=self._run.config.tracking, folder=folder)
-            maker = StageMaker(
-                self._name, self._store, self._display, trackers, self._stop, launch=self._start
-            )
-            try:
-                for wired in plan.wiring.stages:
-                    if wired.name in wanted:
-                        self._visit(wired, maker)
-                    elif (made := maker.take(wired)) is not None:
-                        self._complete(wired, made)
-            finally:
-                trackers.close()
-                self._store.digests.save()
+            times = {"start": before_seconds, "plan": time.monotonic() - began}
+            in_stages = self._walk(plan, wanted)
+            around = time.monotonic() - began - times["plan"] - in_stages
+            times |= {"stages": in_stages, "publish": max(0.0, around)}
+            self._ledger.spent(times)
+            if finish is not None:
+                finishing = time.monotonic()
+                finish()
+                self._ledger.spent({**times, "report": time.monotonic() - finishing})
         return self._exit_code
+
+    def _walk(self, plan: Plan, wanted: set[str]) -> float:
+        """Give every stage its turn; return the seconds that children ran."""
+        folder = self._store.run_folder(self._name)
+        trackers = Trackers(run=self._name, tracking=self._run.config.tracking, folder=folder)
+        maker = StageMaker(self._name, self._store, self._display, trackers, self._stop, launch=self._start)
+        try:
+            for wired in plan.wiring.stages:
+                if wired.name in wanted:
+                    self._visit(wired, maker)
+                elif (made := maker.take(wired)) is not None:
+                    self._complete(wired, made)
+        finally:
+            trackers.close()
+            self._store.digests.save()
+        return maker.seconds
 
     @property
     def _book(self) -> Ledger:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
@@ -16,12 +16,15 @@ SCHEMA_VERSION = 1
 SPEED = "tokens_per_second"
 
 
-def summarise(run: RunView, *, price_per_hour: float | None = None) -> dict[str, Any]:
+def summarise(
+    run: RunView, *, price_per_hour: float | None = None, currency: str | None = None
+) -> dict[str, Any]:
     """Return a run's summary; its fields are listed in docs/summary.md.
 
     Args:
         run: the run as the report sees it.
         price_per_hour: what the machine costs; None takes the run file's.
+        currency: what that is in; None takes the run file's.
     """
     price = run.price_per_hour if price_per_hour is None else price_per_hour
     return {
@@ -31,6 +34,8 @@ def summarise(run: RunView, *, price_per_hour: float | None = None) -> dict[str,
         "state": state_of(run),
         "updated": run.updated,
         "price_per_hour": price,
+        "currency": currency or run.currency,
+        "command_seconds": dict(run.times) or None,
         "totals": totals(run.stages, price),
         "stages": [_stage(stage, price) for stage in run.stages],
     }
@@ -53,6 +58,7 @@ def totals(stages: Iterable[StageView], price_per_hour: float | None) -> dict[st
     return {
         "seconds": round(seconds, 3),
         "new_seconds": round(fresh, 3),
+        "seconds_by_part": _sums(stage.cost.parts for stage in stages if stage.cost),
         "tokens": sum(stage.cost.num_tokens or 0 for stage in stages if stage.cost),
         "peak_memory_bytes": _largest(stage.cost.peak_memory_bytes for stage in stages if stage.cost),
         "peak_gpu_memory_bytes": _largest(stage.cost.peak_gpu_memory_bytes for stage in stages if stage.cost),
@@ -79,6 +85,7 @@ def _stage(stage: StageView, price_per_hour: float | None) -> dict[str, Any]:
         "key": stage.key or None,
         "parents": {item.role: item.producer for item in stage.inputs if item.producer},
         "seconds": stage.seconds,
+        "seconds_by_part": (dict(cost.parts) or None) if cost else None,
         "tokens": cost.num_tokens if cost else None,
         "tokens_per_second": None if speed is None else round(speed, 3),
         "peak_memory_bytes": cost.peak_memory_bytes if cost else None,
@@ -92,6 +99,15 @@ def _stage(stage: StageView, price_per_hour: float | None) -> dict[str, Any]:
         "notes": list(stage.notes),
         "message": stage.reason,
     }
+
+
+def _sums(parts: Iterable[Mapping[str, float]]) -> dict[str, float] | None:
+    """Return the sum of each part over stages; None when no stage knows its parts."""
+    sums: dict[str, float] = {}
+    for found in parts:
+        for name, seconds in found.items():
+            sums[name] = round(sums.get(name, 0.0) + seconds, 3)
+    return sums or None
 
 
 def _largest(values: Iterable[int | None]) -> int | None:

@@ -117,7 +117,8 @@ def perform(
             result = spec.run(context)
         finally:
             metrics_file.close()
-        logger.info("stage %s ended after %.1f s", request.name, time.monotonic() - started)
+        worked = time.monotonic() - started
+        logger.info("stage %s ended after %.1f s", request.name, worked)
         if not isinstance(result, StageResult):
             raise TypeError(f"{spec.kind}.run() returned {type(result).__name__}, not StageResult")
         sealed = seal(disk, work.output, declared=spec.outputs_with(context.config), given=result.outputs)
@@ -131,7 +132,7 @@ def perform(
                 notes=(*result.notes, *left_out),
                 environment=environment(_device(), threads=_threads()),
                 rows=_rows(result, request.inputs),
-                cost=measure(work.metrics),
+                cost=measure(work.metrics, {"work": worked, "seal": time.monotonic() - started - worked}),
             ),
         )
     return answer.exit_code

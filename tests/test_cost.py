@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -11,23 +12,35 @@ import pytest
 
 from pipeline import make
 from pipeline.cli.main import main
-from pipeline.cost import last_value, peak_memory_bytes, price_of
-from pipeline.errors import ExitCode
+from pipeline.cost import (
+    CostRecord,
+    last_value,
+    peak_memory_bytes,
+    price_of,
+    process_age_seconds,
+    with_attempts,
+)
+from pipeline.errors import ExitCode, UserError
 from pipeline.report.collect import collect
-from pipeline.report.cost import cost_table
+from pipeline.report.cost import cost_table, time_of
+from pipeline.report.page import render
 from pipeline.report.view import RunView
+from pipeline.runner import Runner
 from pipeline.summary import summarise
+from pipeline.work import WorkFolder
 from tests.fakes import source
 from tests.fakes.engine import Engine
 from tests.report.sample_run import demo, stage
 
 STAGE_FIELDS = {
-    *("name", "kind", "state", "key", "parents", "seconds", "tokens", "tokens_per_second"),
+    *("name", "kind", "state", "key", "parents", "seconds", "seconds_by_part"),
+    *("tokens", "tokens_per_second"),
     *("peak_memory_bytes", "peak_gpu_memory_bytes", "price", "device", "attempts", "gate", "alarms"),
     *("metrics", "notes", "message"),
 }
 TOTAL_FIELDS = {
-    *("seconds", "new_seconds", "tokens", "peak_memory_bytes", "peak_gpu_memory_bytes", "price", "new_price"),
+    *("seconds", "new_seconds", "seconds_by_part", "tokens", "price", "new_price"),
+    *("peak_memory_bytes", "peak_gpu_memory_bytes"),
 }
 
 
@@ -66,6 +79,96 @@ def test_the_times_of_all_stages_add_up_to_the_time_that_passed(tmp_path, clock)
     assert found["totals"]["seconds"] == pytest.approx(passed, rel=0.01)
 
 
+def test_the_parts_of_a_stage_add_up_to_its_time(tmp_path):
+    engine = Engine(tmp_path / "work")
+
+    assert engine.run("first.pause_seconds=0.05") == ExitCode.OK
+
+    record = engine.store.load(engine.stage_folders()["first"].name)
+    assert record.cost.parts.keys() == {"start", "work", "seal"}
+    assert sum(record.cost.parts.values()) == pytest.approx(record.seconds, abs=0.003)
+    # Three steps of 0.05 s.
+    assert record.cost.parts["work"] >= 0.15
+    # A new Python takes longer than nothing.
+    assert record.cost.parts["start"] > 0.01
+
+
+def test_attempts_before_the_last_are_a_part_of_their_own():
+    cost = CostRecord(peak_memory_bytes=1, parts={"work": 6.0, "seal": 1.0})
+
+    assert with_attempts(cost, earlier=4.5, last=9.0).parts == {
+        "earlier": 4.5,
+        "start": 2.0,
+        "work": 6.0,
+        "seal": 1.0,
+    }
+    # Nobody saw the end: what the child measured is all there is.
+    assert with_attempts(cost, earlier=0.0, last=None).parts == {"start": 0.0, "work": 6.0, "seal": 1.0}
+    old = CostRecord(peak_memory_bytes=1)
+    assert with_attempts(old, earlier=4.5, last=9.0) == old
+
+
+def test_a_result_whose_parent_died_counts_what_its_child_measured(tmp_path, clock, monkeypatch):
+    engine = Engine(tmp_path / "work")
+    work_of = {}
+
+    def die(self, wired, recipe, result, *, attempts):
+        work_of["folder"] = engine.store.work_folder(result.key)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(make.StageMaker, "_record", die)
+        with pytest.raises(KeyboardInterrupt):
+            engine.run_here("first.pause_seconds=2")
+    attempts = WorkFolder(work_of["folder"]).read_attempts()
+    unended = attempts[0].model_copy(update={"ended": None, "outcome": "running"})
+    WorkFolder(work_of["folder"]).write_attempts(engine.store.disk, (unended,))
+    engine.run_here("first.pause_seconds=2")
+
+    record = engine.store.load(engine.stage_folders()["first"].name)
+    assert record.attempts[0].outcome == "killed"
+    assert record.seconds == pytest.approx(sum(record.cost.parts.values()), abs=0.003)
+    assert record.seconds > 0
+
+
+def test_the_parts_of_a_command_are_in_its_manifest_and_its_report_can_tell_them(tmp_path):
+    engine = Engine(tmp_path / "work")
+    shown = []
+    runner = Runner(engine.load(), engine.store, engine.display)
+
+    runner.go(before_seconds=2.5, finish=lambda: shown.append(dict(runner.manifest.times)))
+
+    times = collect(engine.store, "chain").times
+    assert shown == [{name: times[name] for name in ("start", "plan", "stages", "publish")}]
+    assert times.keys() == {"start", "plan", "stages", "publish", "report"}
+    assert times["start"] == 2.5
+    assert all(seconds >= 0 for seconds in times.values())
+    assert summarise(collect(engine.store, "chain"))["command_seconds"] == times
+
+
+def test_the_time_of_a_command_is_told_in_words_and_small_parts_are_not():
+    times = {"start": 0.4, "plan": 0.01, "stages": 60.2, "publish": 0.5, "report": 0.3}
+
+    # 0.4 + 0.01 + 60.2 + 0.5 + 0.3 = 61.41.
+    assert time_of(times) == (
+        "The last command took 1 min 01 s: 1 min 00 s in stages, 0.4 s to start, "
+        "0.5 s to publish what they gave, 0.3 s for this page and the results."
+    )
+    assert time_of({}) == ""
+
+
+def test_a_process_is_as_old_as_the_system_says(tmp_path):
+    (tmp_path / "self").mkdir()
+    ticks = os.sysconf("SC_CLK_TCK")
+    # The name may hold spaces and brackets; the start is field 22, in ticks since boot.
+    fields = " ".join(["S", *["0"] * 18, str(100 * ticks), "0"])
+    (tmp_path / "self" / "stat").write_text(f"17 (a ) b) {fields}")
+    (tmp_path / "uptime").write_text("103.5 9.9")
+
+    assert process_age_seconds(tmp_path / "self" / "stat") == pytest.approx(3.5)
+    assert process_age_seconds(tmp_path / "absent") == 0.0
+
+
 def test_a_failed_attempt_counts_and_a_reused_stage_costs_nothing_new(tmp_path, clock):
     engine = Engine(tmp_path / "work")
     pauses = [f"{name}.pause_seconds=2" for name in ("first", "second", "third")]
@@ -97,6 +200,33 @@ def test_the_price_is_the_time_times_the_run_files_price(tmp_path, clock, capsys
     assert main(["summary", "chain", "--price-per-hour", "-1"]) == ExitCode.USER_ERROR
 
 
+def test_the_currency_stands_wherever_a_price_does(tmp_path, clock, capsys, monkeypatch):
+    engine = Engine(tmp_path / "work")
+    engine.run_here("price_per_hour=36", "currency=EUR", "first.pause_seconds=10")
+    monkeypatch.chdir(engine.folder)
+
+    run = collect(engine.store, "chain")
+    assert summarise(run)["currency"] == "EUR"
+    assert summarise(run, currency="CHF")["currency"] == "CHF"
+    assert cost_table(run).columns[-1] == "Price, EUR"
+    assert "36.00 EUR an hour" in render(run)
+    assert main(["summary", "chain"]) == ExitCode.OK
+    assert "price, EUR" in capsys.readouterr().out
+    assert main(["summary", "chain", "--currency", "CHF"]) == ExitCode.OK
+    assert "price, CHF" in capsys.readouterr().out
+    assert main(["summary", "chain", "--currency", "euros"]) == ExitCode.USER_ERROR
+
+
+def test_without_a_word_prices_are_in_dollars_and_a_currency_is_three_letters(tmp_path):
+    engine = Engine(tmp_path / "work")
+
+    engine.run_here()
+
+    assert summarise(collect(engine.store, "chain"))["currency"] == "USD"
+    with pytest.raises(UserError, match="currency"):
+        engine.run_here("currency=dollars")
+
+
 def test_a_changed_price_makes_no_stage_again(tmp_path):
     engine = Engine(tmp_path / "work")
     engine.run_here()
@@ -116,7 +246,8 @@ def test_the_summary_has_the_fields_that_its_page_lists(tmp_path):
 
     assert (found["schema"], found["schema_version"]) == ("triptych/run-summary", 1)
     assert found.keys() == {
-        *("schema", "schema_version", "name", "state", "updated", "price_per_hour", "totals", "stages"),
+        *("schema", "schema_version", "name", "state", "updated", "totals", "stages"),
+        *("price_per_hour", "currency", "command_seconds"),
     }
     assert found["totals"].keys() == TOTAL_FIELDS
     assert all(row.keys() == STAGE_FIELDS for row in found["stages"])

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.canonical import migrated, sealed
 from pipeline.errors import StoreError
-from pipeline.manifest import read_manifest
+from pipeline.manifest import MANIFEST_VERSION, read_manifest
 from pipeline.record import RECORD_VERSION, read_record
 from pipeline.store import Store
 
@@ -25,10 +25,11 @@ def test_a_record_of_every_released_version_is_read(version: int) -> None:
     assert record.metrics["value"] == 17.0
 
 
-def test_a_manifest_of_the_first_version_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", range(1, MANIFEST_VERSION + 1))
+def test_a_manifest_of_every_released_version_is_read(tmp_path: Path, version: int) -> None:
     folder = tmp_path / "runs" / "chain"
     folder.mkdir(parents=True)
-    shutil.copy(RELEASED / "manifest-1.json", folder / "manifest.json")
+    shutil.copy(RELEASED / f"manifest-{version}.json", folder / "manifest.json")
 
     assert read_manifest(Store(tmp_path), "chain").order == ("first", "second", "third")
 

@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(COMMANDS[chosen][0])
         module.add_arguments(commands[chosen])
     args, rest = parser.parse_known_args(arguments)
+    args.own_process = argv is None
     # Overrides may stand behind options, where argparse no longer takes them.
     if hasattr(args, "overrides"):
         args.overrides += [word for word in rest if "=" in word and not word.startswith("-")]

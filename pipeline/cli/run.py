@@ -29,6 +29,7 @@ def main(args: argparse.Namespace) -> int:
         return show_plan(args)
     from pipeline.cli.plan_memory import refuse_hopeless
     from pipeline.cli.terminal import choose
+    from pipeline.cost import process_age_seconds
     from pipeline.report.live import LivePage
     from pipeline.runner import Runner
 
@@ -38,10 +39,14 @@ def main(args: argparse.Namespace) -> int:
         store.share(args.shared_store, remember=True)
     refuse_hopeless(run, store)
     runner = Runner(run, store, choose(), keep_going=args.keep_going, until=args.until)
-    with LivePage(store, run.config.name):
-        code = runner.go()
-    _show_results(runner.manifest, store)
-    return code
+    with LivePage(store, run.config.name) as page:
+
+        def finish() -> None:
+            # The last page is the finished one.
+            page.end()
+            _show_results(runner.manifest, store)
+
+        return runner.go(before_seconds=process_age_seconds() if args.own_process else 0.0, finish=finish)
 
 
 def _show_results(manifest: RunManifest, store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from typing import Any
 
 from pipeline.cli import arguments
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--price-per-hour", type=float, help="price of the machine an hour; default: the run file's"
     )
+    parser.add_argument("--currency", help="what that price is in, such as EUR; default: the run file's")
     arguments.add_store(parser)
 
 
@@ -28,7 +30,11 @@ def main(args: argparse.Namespace) -> int:
     if args.price_per_hour is not None and not 0 <= args.price_per_hour < float("inf"):
         raise UserError(f"a price of {args.price_per_hour:g} an hour is out of range", code="bad-value")
     run = collect(arguments.open_store(args), arguments.run_name(args.run))
-    found = summarise(run, price_per_hour=args.price_per_hour)
+    if args.currency is not None and not re.fullmatch("[A-Z]{3}", args.currency):
+        raise UserError(
+            f"{args.currency!r} is no currency", hint="three capital letters, such as EUR", code="bad-value"
+        )
+    found = summarise(run, price_per_hour=args.price_per_hour, currency=args.currency)
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return 0
@@ -38,9 +44,11 @@ def main(args: argparse.Namespace) -> int:
 
 def _show(found: dict[str, Any]) -> None:
     from pipeline.cli import tables
+    from pipeline.report.cost import time_of
     from pipeline.report.numbers import duration, short, size
 
-    columns = ["stage", "kind", "state", "time", "tokens", "tokens/s", "peak memory", "peak GPU", "price"]
+    columns = ["stage", "kind", "state", "time", "tokens", "tokens/s", "peak memory", "peak GPU"]
+    columns.append(f"price, {found['currency']}")
     totals = {
         "name": "all",
         "kind": "",
@@ -64,6 +72,8 @@ def _show(found: dict[str, Any]) -> None:
     # A price that nobody gave, or a GPU that nobody had, needs no column.
     kept = [at for at in range(len(columns)) if any(row[at] not in (None, "") for row in rows)]
     tables.show([columns[at] for at in kept], [[row[at] for at in kept] for row in rows], title=found["name"])
+    if found["command_seconds"]:
+        print(time_of(found["command_seconds"]))
     for stage in found["stages"]:
         for text in stage["gate"]["closed"]:
             print(f"{stage['name']}: gate closed: {text}")

@@ -129,4 +129,6 @@ class RunConfig(StrictModel):
     tracking: TrackingConfig = TrackingConfig()
     "Dashboards that follow the run."
     price_per_hour: float | None = Field(None, ge=0, json_schema_extra=NOT_IN_KEY)
-    "Price of the machine an hour, in any currency: the report and the summary show what each stage cost."
+    "Price of the machine an hour, in `currency`: the report and the summary show what each stage cost."
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$", json_schema_extra=NOT_IN_KEY)
+    "What prices of this run are in, as three capital letters (ISO 4217): only shown, nothing is converted."

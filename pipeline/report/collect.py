@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config.load import load_run
 from pipeline.contract import ArtifactKind
+from pipeline.cost import DEFAULT_CURRENCY
 from pipeline.errors import StoreError, UserError
 from pipeline.manifest import CONFIG_NAME, LOCK_NAME, RunManifest, StageStatus, read_manifest
 from pipeline.record import StageRecord
@@ -72,6 +73,8 @@ def collect(store: Store, name: str, *, live: bool = False) -> RunView:
         seconds=sum(status.seconds for status in manifest.stages.values() if not status.reused),
         updated=manifest.updated,
         price_per_hour=_price(folder),
+        currency=_currency(folder),
+        times=manifest.times,
         live=live,
     )
 
@@ -237,6 +240,11 @@ def _resolved(folder: Path) -> str:
 def _price(folder: Path) -> float | None:
     price = _lock(folder).get("price_per_hour")
     return float(price) if isinstance(price, int | float) and not isinstance(price, bool) else None
+
+
+def _currency(folder: Path) -> str:
+    currency = _lock(folder).get("currency")
+    return currency if isinstance(currency, str) else DEFAULT_CURRENCY
 
 
 def _lock(folder: Path) -> dict[str, Any]:

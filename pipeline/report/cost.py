@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.numbers import duration, short, size
+from pipeline.report.numbers import amount, duration, short, size
 from pipeline.report.view import RunView
 from pipeline.summary import summarise
 
@@ -27,6 +28,11 @@ class CostTable:
     rows: tuple[CostRow, ...]
     total: tuple[str, ...]
 
+    @property
+    def has_parts(self) -> bool:
+        """Tell whether the time is shown by part."""
+        return _COLUMNS["start"] in self.columns
+
 
 def cost_table(run: RunView) -> CostTable:
     """Return what each finished stage cost; columns that nobody filled are left out."""
@@ -35,7 +41,7 @@ def cost_table(run: RunView) -> CostTable:
     whole = found["totals"]["seconds"] or 1.0
     names = [name for name in _COLUMNS if any(_value(stage, name) is not None for stage in stages)]
     return CostTable(
-        tuple(_COLUMNS[name] for name in names),
+        tuple(_COLUMNS[name].format(currency=found["currency"]) for name in names),
         tuple(
             CostRow(stage["name"], stage["kind"], tuple(_shown(stage, name, whole) for name in names))
             for stage in stages
@@ -44,18 +50,41 @@ def cost_table(run: RunView) -> CostTable:
     )
 
 
+def time_of(command_seconds: Mapping[str, float]) -> str:
+    """Return where the time of a command went, as a sentence; nothing when that is not known."""
+    if not command_seconds:
+        return ""
+    parts = [
+        f"{duration(command_seconds[name])} {text}"
+        for name, text in _PARTS.items()
+        if command_seconds.get(name, 0) >= 0.05
+    ]
+    return f"The last command took {duration(sum(command_seconds.values()))}: {', '.join(parts)}."
+
+
+_PARTS = {
+    "stages": "in stages",
+    "start": "to start",
+    "plan": "to plan",
+    "publish": "to publish what they gave",
+    "report": "for this page and the results",
+}
 _COLUMNS = {
     "seconds": "Time",
     "share": "Share",
+    "start": "Start",
+    "seal": "Seal",
     "tokens": "Tokens",
     "tokens_per_second": "Tokens/s",
     "peak_memory_bytes": "Peak memory",
     "peak_gpu_memory_bytes": "Peak GPU memory",
-    "price": "Price",
+    "price": "Price, {currency}",
 }
 
 
 def _value(row: dict[str, Any], name: str) -> Any:
+    if name in ("start", "seal"):
+        return (row["seconds_by_part"] or {}).get(name)
     return row["seconds"] if name == "share" else row.get(name)
 
 
@@ -63,10 +92,10 @@ def _shown(row: dict[str, Any], name: str, whole: float) -> str:
     value = _value(row, name)
     if value is None:
         return "" if name == "tokens_per_second" and "name" not in row else "–"
-    if name == "seconds":
+    if name in ("seconds", "start", "seal"):
         return duration(value)
     if name == "share":
         return f"{value / whole:.0%}"
     if name.endswith("_bytes"):
         return size(value)
-    return f"{value:.2f}" if name == "price" and value >= 1 else short(value)
+    return amount(value) if name == "price" else short(value)

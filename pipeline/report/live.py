@@ -35,6 +35,10 @@ class LivePage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Write no more pages; one that is being written is waited for."""
         self._ended.set()
         self._thread.join()
 

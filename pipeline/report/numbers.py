@@ -55,6 +55,11 @@ def size(num_bytes: int) -> str:
     return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
 
 
+def amount(price: float) -> str:
+    """Return a price as a number: cents from 1 on, else four digits that count."""
+    return f"{price:.2f}" if price >= 1 else short(price)
+
+
 def duration(seconds: float | None) -> str:
     """Return a time span as text, such as 3 min 52 s."""
     if seconds is None:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from pipeline.report import numbers
 from pipeline.report.checks import checks_of
-from pipeline.report.cost import cost_table
+from pipeline.report.cost import cost_table, time_of
 from pipeline.report.curves import charts_of
 from pipeline.report.lineage import HEIGHT, WIDTH, lay_out
 from pipeline.report.view import RunView, SamplesView, StageView
@@ -50,6 +50,7 @@ def render(run: RunView) -> str:
             node_height=HEIGHT,
             charts=charts,
             cost=cost_table(run),
+            time_of_command=time_of(run.times),
             checks=checks_of(run),
             curves=curves,
             style=Markup(style),
@@ -74,6 +75,7 @@ def environment() -> Environment:
         "size": numbers.size,
         "duration": numbers.duration,
         "digest": numbers.digest,
+        "amount": numbers.amount,
         "value_and_interval": numbers.value_and_interval,
     }
     shared.tests["numeric"] = numbers.is_number

@@ -150,5 +150,9 @@ class RunView:
     updated: str = ""
     "When the manifest was last written, RFC 3339."
     price_per_hour: float | None = None
+    currency: str = "USD"
+    "What the price is in."
+    times: Mapping[str, float] = field(default_factory=dict)
+    "Seconds of the last command by part; empty for runs of older versions."
     live: bool = False
     "The run goes on; the page loads itself again."

@@ -62,7 +62,7 @@ def test_the_cost_table_sums_times_tokens_and_price():
 
     table = cost_table(RunView("r", "now", stages, "triptych run", price_per_hour=6.0))
 
-    assert table.columns == ("Time", "Share", "Tokens", "Peak memory", "Price")
+    assert table.columns == ("Time", "Share", "Tokens", "Peak memory", "Price, USD")
     assert table.rows[0].cells == ("1 min 30 s", "75%", "1\u202f000", "1.0 GiB", "0.15")
     assert table.total == ("2 min 00 s", "100%", "1\u202f500", "2.0 GiB", "0.2")
 
