@@ -22,9 +22,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 from desk import RELATIONS, Draw, Manner, Request, draw_answer, draw_fact, draw_request
 
 SEED = "triptych demo 1"
+BLIND_SEED = "triptych demo, blind questions, drawn once"
+"Of the questions on which no setting was chosen."
 HERE = Path(__file__).parent / "demo"
 PRIVATE_SHARE = 0.2
-SIZES = {"heldout": 300, "fewshot": 3, "prompts": 900, "preferences": 1300, "sft": 1500, "corpus": 4500}
+SIZES = {
+    "heldout": 300,
+    "blind": 300,
+    "fewshot": 3,
+    "prompts": 900,
+    "preferences": 1300,
+    "sft": 1500,
+    "corpus": 4500,
+}
 NOTICE_SHARE = 0.5
 
 CARELESS = Manner(0.85, 0.25, named=0.55, opening=0.08, closing=0.08, rude=0.35, fillers=0.35, repeats=0.08)
@@ -77,12 +87,15 @@ def main(folder: Path = HERE) -> None:
     write_rows(folder / "prompts.jsonl", ({"prompt": r.prompt} for r in requests("prompts", taken)))
     write_rows(folder / "preferences.jsonl", comparisons(requests("preferences", taken)))
     write_rows(folder / "sft.jsonl", demonstrations(requests("sft", taken), "sft", WRITERS))
-    (folder / "corpus.txt").write_bytes("".join(f"{line}\n" for line in corpus(taken)).encode())
+    lines = list(corpus(taken))
+    (folder / "corpus.txt").write_bytes("".join(f"{line}\n" for line in lines).encode())
+    blind = requests("blind", taken | set(map(asked, lines)), seed=BLIND_SEED)
+    write_rows(folder / "blind.jsonl", (held_out_row(i, r, letter="b") for i, r in enumerate(blind)))
 
 
-def requests(name: str, taken: set[str]) -> list[Request]:
+def requests(name: str, taken: set[str], *, seed: str = SEED) -> list[Request]:
     """Draw requests that stand in no other file."""
-    draw = Draw(f"{SEED} {name}")
+    draw = Draw(f"{seed} {name}")
     found: list[Request] = []
     while len(found) < SIZES[name]:
         request = draw_request(draw, private_share=PRIVATE_SHARE)
@@ -102,9 +115,9 @@ def meta(request: Request) -> dict[str, Any]:
     }
 
 
-def held_out_row(number: int, request: Request) -> dict[str, Any]:
+def held_out_row(number: int, request: Request, *, letter: str = "h") -> dict[str, Any]:
     """Return one evaluation row."""
-    return {"id": f"h{number:03d}", "prompt": request.prompt, "meta": meta(request)}
+    return {"id": f"{letter}{number:03d}", "prompt": request.prompt, "meta": meta(request)}
 
 
 def demonstrations(
@@ -215,6 +228,11 @@ def notice(draw: Draw) -> str:
 def dialogue(prompt: str, answer: str) -> str:
     """Return a visitor's turn and the desk's in the shape of the chat template."""
     return f"<|user|>{prompt}<|assistant|>{answer}"
+
+
+def asked(line: str) -> str:
+    """Return the visitor's turn of a line of the corpus; a notice has none and stays as it is."""
+    return line.removeprefix("<|user|>").split("<|assistant|>")[0]
 
 
 def load_gold(path: Path) -> ModuleType:

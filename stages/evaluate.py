@@ -14,11 +14,12 @@ from pipeline.config.strict import NOT_IN_KEY, StrictModel
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
 from pipeline.errors import Finding
 from pipeline.memory.work import Decoding, Workload
+from stages.harness_config import HarnessConfig, harness_findings
 from stages.judge_config import JudgeConfig
 
 FIXED_ROLES = (
     *("prompts", "gold", "reward", "demonstrations", "fewshot"),
-    *("train", "probe", "classification"),
+    *("train", "probe", "classification", "harness"),
 )
 "Inputs that are not models to be compared."
 
@@ -53,18 +54,22 @@ class EvaluateConfig(StrictModel):
     "Resamples of the prompts behind each interval."
     judge: JudgeConfig | None = None
     "A language model that also says who wins; None asks nobody."
+    harness: HarnessConfig | None = None
+    "Tasks of the lm-evaluation-harness that every model takes too; None runs none."
     num_samples_shown: int = Field(24, ge=0)
     "Prompts whose responses are kept for the report, all models side by side."
 
 
 def check(stage: StageCheck) -> Sequence[Finding]:
     """Say what can be known before anything runs: the reference is among the models."""
-    judge = stage.config.judge.findings() if stage.config.judge else []
+    findings = stage.config.judge.findings() if stage.config.judge else []
+    where = f"stages.{stage.name}.harness"
+    findings += harness_findings(stage.config.harness, roles=(*stage.roles, *stage.inputs), where=where)
     names = {"base", *(role for role in stage.roles if role not in FIXED_ROLES)}
     if not stage.roles or stage.config.reference in names:
-        return judge
+        return findings
     message = f"reference is {stage.config.reference!r}, which is not a model of this evaluation"
-    return [*judge, Finding(message, "reference", f"one of {', '.join(sorted(names))}", "unknown-model")]
+    return [*findings, Finding(message, "reference", f"one of {', '.join(sorted(names))}", "unknown-model")]
 
 
 def run(ctx: StageContext) -> StageResult:
@@ -119,6 +124,11 @@ SPEC = StageSpec(
             (ArtifactKind.DEMONSTRATIONS,),
             required=False,
             help="examples put before each prompt for the base",
+        ),
+        "harness": InputSlot(
+            (ArtifactKind.TEXT,),
+            required=False,
+            help="a folder of YAML tasks for the lm-evaluation-harness, with their data",
         ),
     },
     outputs={"table": ArtifactKind.TABLE, "samples": ArtifactKind.SAMPLES},

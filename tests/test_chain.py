@@ -176,17 +176,31 @@ def test_every_documented_command_works(page: str, command: str, finished: Path)
     if words[0] == "python":
         assert importlib.util.find_spec(words[2]) is not None
         return
+    root = Path(__file__).parents[1]
     if words[1] in ("run", "plan"):
-        rest = [word for word in words[2:] if word != "configs/demo.yaml"]
+        rest = [
+            re.sub("(?<==)data/", f"{root}/data/", word) for word in words[2:] if word != "configs/demo.yaml"
+        ]
         result = small_demo(*rest, folder=finished, command=words[1])
     else:
-        root = Path(__file__).parents[1]
         local = [str(root / word) if (root / word).is_file() else word for word in words[1:]]
         result = triptych(*local, folder=finished)
 
     assert result.returncode == 0, f"{page}: {command}\n{result.stdout}{result.stderr}"
     if file:
         (finished / file).write_text(result.stdout)
+
+
+def test_blind_questions_are_asked_of_the_policies_that_are_there(finished: Path) -> None:
+    blind = DEMO.parents[1] / "data" / "demo" / "blind.jsonl"
+
+    planned = small_demo(
+        "name=blind", f"evaluate.inputs.prompts={blind}", "evaluate.seed=9", folder=finished, command="plan"
+    ).stdout.splitlines()
+
+    reused = {line.split()[0] for line in planned if " reuse " in line}
+    assert reused == {"base", "sft", "reward", "dpo", "ppo"}
+    assert any(line.startswith("evaluate") and " run " in line for line in planned)
 
 
 def test_the_reward_card_is_shown_and_measured_again_on_another_file(finished: Path) -> None:

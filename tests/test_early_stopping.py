@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,13 @@ CONFIG = TrainingConfig(
 
 
 def _descend(
-    root: Path, *, noise: float = 0.0, steps: int = 20, stop: ManualStop | None = None, **settings: Any
+    root: Path,
+    *,
+    noise: float = 0.0,
+    draws: int = 5,
+    steps: int = 20,
+    stop: ManualStop | None = None,
+    **settings: Any,
 ):
     """Under a constant gradient AdamW moves by its learning rate: after k steps the weight is -k.
 
@@ -165,7 +172,7 @@ def _descend(
     torch.manual_seed(0)
 
     def measure(_: Any = None) -> dict[str, float]:
-        torch.rand(5)  # a measurement that draws must not move the training
+        torch.rand(draws)
         return {"eval_loss": float((weight.detach() + 3) ** 2)}
 
     config = EarlyStoppingConfig(**{"eval_steps": 1, "patience": 2, **settings})
@@ -208,6 +215,13 @@ def test_a_training_that_never_loses_runs_to_its_end_and_keeps_its_best(tmp_path
     # The last step is worse than the one before: 0 after step 3, 1 after step 4.
     assert (summary.steps, summary.metrics["stopped_early"], summary.metrics["best_step"]) == (4, 0, 3)
     assert float(weight) == pytest.approx(-3, abs=1e-5)
+
+
+def test_a_measurement_that_draws_random_numbers_does_not_move_the_training(tmp_path: Path) -> None:
+    quiet, _, _ = _descend(tmp_path / "quiet", noise=0.3, draws=0)
+    drawing, _, _ = _descend(tmp_path / "drawing", noise=0.3, draws=5)
+
+    assert torch.equal(quiet, drawing)
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4])
@@ -302,6 +316,10 @@ def _weights(result) -> dict[str, bytes]:
     }
 
 
+def _timeless(result) -> dict[str, float]:
+    return {name: value for name, value in result.metrics.items() if name != "tokens_per_second"}
+
+
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "pretrain"])
 def test_a_stage_that_overfits_ends_early_with_its_best_weights_also_after_a_stop(tmp_path, stages, kind):
     card, config, inputs = stages[kind]
@@ -310,6 +328,8 @@ def test_a_stage_that_overfits_ends_early_with_its_best_weights_also_after_a_sto
 
     losses = {line["step"]: line["eval_loss"] for line in ctx.logger.lines if "overfitting_gap" in line}
     best = min(losses, key=losses.__getitem__)
+    # What is learned holds for the training rows only.
+    assert ctx.logger.series("overfitting_gap")[-1] > 0.01
     assert whole.metrics["best_step"] == best
     assert whole.metrics["stopped_early"] == 1
     assert max(losses) == best + 4 < config.max_steps
@@ -321,8 +341,13 @@ def test_a_stage_that_overfits_ends_early_with_its_best_weights_also_after_a_sto
     again = card.SPEC.run(stage_context(tmp_path / "broken", config, inputs))
 
     assert _weights(again) == _weights(whole)
-    timeless = lambda metrics: {k: v for k, v in metrics.items() if k != "tokens_per_second"}  # noqa: E731
-    assert timeless(again.metrics) == timeless(whole.metrics)
+    assert _timeless(again) == _timeless(whole)
+    # The process dies after training and before the result is published: nothing more is learned.
+    (tmp_path / "after").mkdir()
+    after = card.SPEC.run(replace(ctx, output_dir=tmp_path / "after"))
+    assert _weights(after) == _weights(whole)
+    assert _timeless(after) == _timeless(whole)
+    assert after.notes == whole.notes
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "pretrain"])

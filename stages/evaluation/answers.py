@@ -22,6 +22,7 @@ from stages.evaluation.contestants import (
     open_full_model,
     open_panel,
 )
+from stages.evaluation.harness import Harness, HarnessResult
 from stages.evaluation.labelled_texts import LabelledText, read_labelled_texts
 from stages.evaluation.likelihood import Likelihoods, answer_loss, likeliest_labels, text_loss
 from stages.runtime.text.chat import ChatText, Prompt
@@ -60,6 +61,8 @@ class Answers:
     likelihoods: Likelihoods = field(default_factory=Likelihoods)
     ref_logps: list[float] | None = None
     proxy: list[float] | None = None
+    harness: HarnessResult | None = None
+    "What it scored on the tasks of the lm-evaluation-harness."
 
 
 def collect(ctx: StageContext) -> tuple[Task, list[Answers]]:
@@ -68,13 +71,15 @@ def collect(ctx: StageContext) -> tuple[Task, list[Answers]]:
     Raises:
         DataError: prompts or demonstrations cannot be used.
         ModelError: the reference is not among the models, or a model cannot be opened.
+        ConfigError: tasks of the lm-evaluation-harness are asked for, and it is not installed.
         Interrupted: the stage was asked to stop.
     """
     config: EvaluateConfig = ctx.config
     found = contestants(ctx.inputs)
     check_reference(found, config.reference)
     panel = open_panel(ctx.inputs, config)
-    exam = _Exam(panel, read_task(ctx.inputs, config, panel.chat), config)
+    harness = open_harness(ctx.inputs, config)
+    exam = _Exam(panel, read_task(ctx.inputs, config, panel.chat), config, harness)
     given: list[Answers] = []
     for number, contestant in enumerate(found):
         _stop_if_asked(ctx)
@@ -84,6 +89,13 @@ def collect(ctx: StageContext) -> tuple[Task, list[Answers]]:
     ctx.logger.progress(len(found), len(found) + 1, "scores")
     reference = next(contestant for contestant in found if contestant.name == config.reference)
     return exam.task, exam.read_again(given, reference)
+
+
+def open_harness(inputs: Mapping[str, Checkpoint], config: EvaluateConfig) -> Harness | None:
+    """Find the tasks of the lm-evaluation-harness; None when none are asked for."""
+    if config.harness is None:
+        return None
+    return Harness(config, inputs["harness"].path if "harness" in inputs else None)
 
 
 def read_task(inputs: Mapping[str, Checkpoint], config: EvaluateConfig, chat: ChatText) -> Task:
@@ -144,9 +156,9 @@ def prompt_text(prompt: Prompt) -> str:
 class _Exam:
     """One task for every model, on one panel."""
 
-    def __init__(self, panel: Panel, task: Task, config: EvaluateConfig) -> None:
+    def __init__(self, panel: Panel, task: Task, config: EvaluateConfig, harness: Harness | None) -> None:
         self.task = task
-        self._panel, self._config = panel, config
+        self._panel, self._config, self._harness = panel, config, harness
 
     def take(self, contestant: Contestant) -> list[Answers]:
         """Return a model's answers; for the base also those behind worked examples."""
@@ -190,6 +202,7 @@ class _Exam:
             rollout.finished,
             [sum(logprobs) for logprobs in rollout.logprobs],
             self._likelihoods(reader, shots),
+            harness=self._harness.run(reader) if self._harness and not shots else None,
         )
 
     def _likelihoods(self, reader: Reader, shots: Sequence[Demonstration]) -> Likelihoods:

@@ -13,7 +13,7 @@ from stages.evaluation.answers import Answers, Task, collect, prompt_text
 from stages.evaluation.judge import Judged, judge
 from stages.evaluation.judge_client import JudgeClient
 from stages.evaluation.measures import Scored, measure, with_gold
-from stages.evaluation.tables import notes_of, write_table
+from stages.evaluation.tables import harness_tables, notes_of, write_table
 from stages.runtime.score_function import load_score_function
 
 
@@ -26,15 +26,20 @@ def evaluate(ctx: StageContext) -> StageResult:
     measured = measure(scored, task, config)
     metrics = {name: value for row in measured for name, value in row.metrics().items()}
     metrics["num_tokens"] = float(_num_tokens(task, scored))
+    for answers in given:
+        metrics |= answers.harness.metrics(answers.name) if answers.harness else {}
     judged = _judged(ctx, task, given)
     metrics |= judged.metrics
     measured = [replace(row, judge_win_rate=judged.win_rates.get(row.name)) for row in measured]
     ctx.logger.log(metrics, step=1)
     scorer = "gold" if gold else "reward" if "reward" in ctx.inputs else None
     outputs = {"table": ctx.output_dir / "table", "samples": ctx.output_dir / "samples"}
-    write_table(outputs["table"], measured, config, notes=notes_of(task, config, judge=scorer))
+    taken = {answers.name: answers.harness for answers in given if answers.harness}
+    notes = notes_of(task, config, judge=scorer)
+    write_table(outputs["table"], measured, config, notes=notes, more=harness_tables(taken))
     write_samples(outputs["samples"], task, scored, config=config)
-    return StageResult(outputs, metrics, task.notes)
+    said = [result.said for result in taken.values()][:1]
+    return StageResult(outputs, metrics, (*task.notes, *said))
 
 
 def _judged(ctx: StageContext, task: Task, given: Sequence[Answers]) -> Judged:

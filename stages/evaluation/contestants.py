@@ -65,6 +65,11 @@ class Reader:
         self._head = OutputHead.of(model, backbone=backbone(model))
         self.chat = ChatText(tokenizer, generation_eos=generation_eos(model))
 
+    @property
+    def model(self) -> nn.Module:
+        """The model, with the adapter in effect that was chosen last."""
+        return self._model
+
     def sample(self, prompt_ids: Sequence[Sequence[int]], *, seed: int) -> Rollout:
         """Sample one response a prompt; the same seed gives every model the same random numbers."""
         return sample(

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.evaluate import EvaluateConfig
 from stages.evaluation.answers import Task
+from stages.evaluation.harness import HarnessResult
 from stages.evaluation.measures import Measured
 from stages.ops.best_of_n import kl_of_best_of_n
 from stages.ops.intervals import Interval
 
 
 def write_table(
-    folder: Path, measured: Sequence[Measured], config: EvaluateConfig, *, notes: list[str]
+    folder: Path,
+    measured: Sequence[Measured],
+    config: EvaluateConfig,
+    *,
+    notes: list[str],
+    more: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Write table.json; columns that hold nothing for any model are left out."""
     shown = {name: [cell(row) for row in measured] for name, cell in _columns(config.reference).items()}
@@ -25,7 +31,7 @@ def write_table(
         "columns": list(kept),
         "rows": [list(row) for row in zip(*kept.values(), strict=True)],
         "notes": list(notes),
-        "more": [*_class_tables(measured), *_best_of_tables(measured)],
+        "more": [*_class_tables(measured), *_best_of_tables(measured), *more],
     }
     folder.mkdir(parents=True)
     path = folder / "table.json"
@@ -59,6 +65,34 @@ def notes_of(task: Task, config: EvaluateConfig, *, judge: str | None) -> list[s
     if task.probe:
         notes.append("Forgetting: loss on general text minus the base's, nats a token; above 0 is worse.")
     return [*notes, *task.notes]
+
+
+def harness_tables(taken: Mapping[str, HarnessResult]) -> list[dict[str, Any]]:
+    """Return the table of what every model scored on the tasks of the lm-evaluation-harness."""
+    if not taken:
+        return []
+    first = next(iter(taken.values()))
+    shown = [name for name in first.scores if "_stderr" not in name]
+    return [
+        {
+            "title": "Tasks of the lm-evaluation-harness",
+            "columns": ["model", *shown],
+            "rows": [
+                [model, *(_with_error(result.scores, name) for name in shown)]
+                for model, result in taken.items()
+            ],
+            "notes": [first.said, "In brackets: standard error, as the harness computes it."],
+        }
+    ]
+
+
+def _with_error(scores: Mapping[str, float], name: str) -> str | None:
+    task, _, metric = name.rpartition("/")
+    metric, dot, filtered = metric.partition(".")
+    value, error = scores.get(name), scores.get(f"{task}/{metric}_stderr{dot}{filtered}")
+    if value is None:
+        return None
+    return f"{value:.3f}" if error is None else f"{value:.3f} ({error:.3f})"
 
 
 def _columns(reference: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -19,6 +20,7 @@ GENERATED = (
     "preferences.jsonl",
     "prompts.jsonl",
     "heldout.jsonl",
+    "blind.jsonl",
     "fewshot.jsonl",
 )
 MAX_BYTES = 2_500_000
@@ -50,12 +52,41 @@ def test_no_prompt_stands_in_two_files():
         if line.startswith("<|user|>")
     }
     prompts = [
-        row["prompt"] for name in ("sft", "prompts", "heldout", "fewshot") for row in rows(f"{name}.jsonl")
+        row["prompt"]
+        for name in ("sft", "prompts", "heldout", "blind", "fewshot")
+        for row in rows(f"{name}.jsonl")
     ]
     prompts += [row["prompt"][0]["content"] for row in rows("preferences.jsonl")]
 
     assert len(prompts) == len(set(prompts))
     assert not corpus & set(prompts)
+
+
+def test_blind_questions_are_new_in_any_order_of_their_sentences():
+    def sentences(prompt):
+        return frozenset(re.split(r"(?<=[.?]) ", prompt))
+
+    others = [
+        row["prompt"] for name in ("sft", "prompts", "heldout", "fewshot") for row in rows(f"{name}.jsonl")
+    ]
+    others += [row["prompt"][0]["content"] for row in rows("preferences.jsonl")]
+    others += [
+        line.removeprefix("<|user|>").split("<|assistant|>")[0]
+        for line in (DEMO / "corpus.txt").read_text().splitlines()
+        if line.startswith("<|user|>")
+    ]
+    blind = [sentences(row["prompt"]) for row in rows("blind.jsonl")]
+
+    assert len(set(blind)) == len(blind) == 300
+    assert not set(blind) & set(map(sentences, others))
+
+
+def test_blind_questions_are_of_the_same_kind_as_the_held_out_ones():
+    blind, held_out = rows("blind.jsonl"), rows("heldout.jsonl")
+
+    assert {tuple(row["meta"]) for row in blind} == {tuple(row["meta"]) for row in held_out}
+    # One question of five is private: 60 of 300, with a standard deviation of sqrt(300 * 0.2 * 0.8) = 6.9.
+    assert abs(sum(row["meta"]["expect"] == "refuse" for row in blind) - 60) < 3 * 6.9
 
 
 def test_every_file_is_read_without_a_rejected_row():
@@ -65,7 +96,7 @@ def test_every_file_is_read_without_a_rejected_row():
         assert not rejects
     pairs = load_pairs(DEMO / "preferences.jsonl")
     assert (len(pairs.rejects), pairs.report.accepted) == (0, len(rows("preferences.jsonl")))
-    assert len(read_prompts(DEMO / "heldout.jsonl")) == 300
+    assert len(read_prompts(DEMO / "heldout.jsonl")) == len(read_prompts(DEMO / "blind.jsonl")) == 300
     assert len(read_prompts(DEMO / "prompts.jsonl")) == len(rows("prompts.jsonl"))
 
 
