@@ -8,9 +8,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.config.accelerate import ONE_PROCESS, AccelerateConfig
 from pipeline.config.strict import StrictModel
 from pipeline.errors import Finding
 from pipeline.memory.work import Workload
+from pipeline.place import ONLY, Place
 
 
 class ArtifactKind(StrEnum):
@@ -101,6 +103,8 @@ class StageContext:
     stop: StopFlag
     cache_dir: Path | None = None
     "Shared by all stages of the store: results by content key, checked before use. None: there is none."
+    place: Place = ONLY
+    "Which of the stage's processes this is. Only the main one's outputs, metrics and scratch are kept."
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,8 @@ class StageCheck:
     "Every role that the run file or inheritance fills, also with what a stage will make."
     kinds: Mapping[str, ArtifactKind] = field(default_factory=dict)
     "What each of these roles holds or will hold."
+    accelerate: AccelerateConfig = ONE_PROCESS
+    "The processes that the stage will be."
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +172,8 @@ class StageSpec:
     "What the stage holds on a card, for the memory plan; None when it computes on none."
     absent_outputs: Callable[[Any], Sequence[str]] | None = None
     "Roles of `outputs` that a stage with these settings does not give; None says that it gives all."
+    backends: tuple[str, ...] = ()
+    "How several processes may train it: ddp, fsdp2, deepspeed; empty is one process only."
 
     def outputs_with(self, config: Any) -> dict[str, ArtifactKind]:
         """Return what a stage with these settings gives."""

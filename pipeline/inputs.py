@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import hub, registry
+from pipeline.config.accelerate import ONE_PROCESS, AccelerateConfig
 from pipeline.config.run import ModelConfig, RunConfig, StageEntry
 from pipeline.config.strict import StrictModel
 from pipeline.config.suggest import choices, close
@@ -77,6 +78,8 @@ class WiredStage:
     config: StrictModel
     inputs: Mapping[str, Origin]
     gate: Mapping[str, float] = field(default_factory=dict)
+    accelerate: AccelerateConfig = ONE_PROCESS
+    "The processes that train it: one, unless the run file says otherwise and the stage can use more."
 
     @property
     def parents(self) -> tuple[str, ...]:
@@ -156,7 +159,8 @@ class _Wirer:
                 base = self._inherited_base(name, config, inputs)
                 if base is not None:
                     inputs = {BASE: base, **inputs}
-            self.wired[name] = WiredStage(name, spec, config, inputs, entry.gate)
+            accelerate = processes_of(entry, spec, self.run.config.accelerate)
+            self.wired[name] = WiredStage(name, spec, config, inputs, entry.gate, accelerate)
         return Wiring(tuple(self.wired.values()), tuple(self.findings))
 
     def _parents_first(self) -> list[str]:
@@ -318,6 +322,13 @@ class _Wirer:
 
     def _note(self, message: str, key: str, *, hint: str = "", code: str) -> None:
         self.findings.append(Finding(message, self.run.where(key), hint, code))
+
+
+def processes_of(entry: StageEntry, spec: StageSpec, run: AccelerateConfig) -> AccelerateConfig:
+    """Return the processes of a stage: what its own block says, else the run's where the stage can use it."""
+    merged = entry.accelerate.over(run)
+    asked = {"num_processes", "backend"} & entry.accelerate.model_fields_set
+    return merged if asked or merged.backend in spec.backends else ONE_PROCESS
 
 
 def origin_digest(path: Path, kind: ArtifactKind, hash_file: HashFile) -> str:

@@ -6,18 +6,23 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import site
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, Protocol
 
+from pipeline.config.accelerate import AccelerateConfig
 from pipeline.disk import explain
 from pipeline.errors import ExitCode, Finding
+from pipeline.many import ProgressPipe, Ranks, launch_command, rank_environment, tail, verdict
 from pipeline.work import Failure, WorkFolder
 
 POLL_SECONDS = 0.2
@@ -33,12 +38,22 @@ class Listener(Protocol):
         """Show one progress report."""
 
 
+class Stoppable(Protocol):
+    """What runs a stage: one process, or the launcher of several."""
+
+    def ask_to_stop(self) -> None:
+        """Ask it to save and stop."""
+
+    def kill(self) -> None:
+        """End it and everything that it started."""
+
+
 class StopRequests:
     """Ctrl-C and SIGTERM to the runner: the first asks the stage to save, the second ends all."""
 
     def __init__(self) -> None:
         self.requested = False
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Stoppable | None = None
         self._on_first: Callable[[], None] | None = None
 
     @contextlib.contextmanager
@@ -54,11 +69,11 @@ class StopRequests:
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def guarding(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
+    def guarding(self, child: Stoppable) -> Iterator[None]:
         """Pass signals on to this child for the length of a block."""
         self._child = child
         if self.requested:
-            _signal(child, signal.SIGTERM)
+            child.ask_to_stop()
         try:
             yield
         finally:
@@ -67,17 +82,17 @@ class StopRequests:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             if self._child is not None:
-                _kill_group(self._child)
+                self._child.kill()
             raise SystemExit(128 + number)
         self.requested = True
         if self._child is not None:
-            _signal(self._child, signal.SIGTERM)
+            self._child.ask_to_stop()
         if self._on_first is not None:
             self._on_first()
 
 
 def launch(work: WorkFolder, *, listen: Listener, stop: StopRequests, lock: Path) -> Failure | None:
-    """Run a work folder's request in a child process.
+    """Run a work folder's request in a child process, or in several where the request asks for them.
 
     Args:
         work: its request.json is written; result.json or failure.json will be.
@@ -88,6 +103,9 @@ def launch(work: WorkFolder, *, listen: Listener, stop: StopRequests, lock: Path
     Returns:
         None when the child left a result, else why it did not.
     """
+    accelerate = work.read_request().accelerate
+    if accelerate.is_many:
+        return _launch_many(work, accelerate, listen=listen, stop=stop, lock=lock)
     ooms_before = oom_kills()
     reader, writer = os.pipe()
     command = [sys.executable, "-P", "-u", "-m", "pipeline.worker", str(work.request.resolve())]
@@ -104,43 +122,76 @@ def launch(work: WorkFolder, *, listen: Listener, stop: StopRequests, lock: Path
         )
     os.close(writer)
     try:
-        with stop.guarding(child):
-            _listen_until_end(child, reader, listen)
-    except BaseException:
-        _kill_group(child)
-        child.wait()
-        raise
+        _follow(child, _OneProcess(child), reader, take=partial(_show, listen=listen), stop=stop)
     finally:
         os.close(reader)
-        if child.stdin is not None:
-            child.stdin.close()
-    # Whatever the stage left behind, such as data loader processes, ends with it.
-    _kill_group(child)
     if child.returncode == 0:
         return None
     return work.read_failure() or died(child.returncode, oom=oom_kills() > ooms_before)
 
 
-def died(returncode: int, *, oom: bool) -> Failure:
+def _launch_many(
+    work: WorkFolder, accelerate: AccelerateConfig, *, listen: Listener, stop: StopRequests, lock: Path
+) -> Failure | None:
+    """Run a request in several ranks; failure.json names the one that was the first to fail."""
+    ooms_before = oom_kills()
+    shutil.rmtree(work.path / "ranks", ignore_errors=True)
+    pipe = ProgressPipe()
+    command = launch_command(work.request, accelerate, progress=pipe.path, lock=lock)
+    with _opened_log(work) as log:
+        log_start = log.tell()
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=rank_environment(child_environment(os.environ)),
+            start_new_session=True,
+        )
+    ranks = Ranks(child)
+
+    def take(line: bytes) -> None:
+        if not ranks.note(line):
+            _show(line, listen=listen)
+
+    try:
+        _follow(child, ranks, pipe.reader, take=take, stop=stop)
+    finally:
+        pipe.close()
+    oom = oom_kills() > ooms_before
+    failure = verdict(
+        work,
+        accelerate.num_processes,
+        returncode=child.returncode,
+        log=tail(work.log, log_start),
+        died=lambda code, who: died(code, oom=oom, who=who),
+    )
+    if failure is not None:
+        (work.path / "failure.json").write_bytes(failure.to_bytes())
+    shutil.rmtree(work.path / "ranks", ignore_errors=True)
+    return failure
+
+
+def died(returncode: int, *, oom: bool, who: str = "the stage") -> Failure:
     """Say why a child ended that left no word."""
     if returncode == -signal.SIGKILL and oom:
         hint = "a smaller per_device_train_batch_size, or a machine with more memory"
-        message = "the operating system killed the stage: out of memory"
+        message = f"the operating system killed {who}: out of memory"
         finding = Finding(message, hint=hint, code="out-of-memory")
         return Failure("out-of-memory", (finding,), ExitCode.OUT_OF_MEMORY)
     if returncode in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
         name = signal.Signals(-returncode).name
         hint = "the same command goes on from the last checkpoint; the kernel's log may say who killed it"
-        finding = Finding(f"the stage was killed by {name}", hint=hint, code="killed")
+        finding = Finding(f"{who} was killed by {name}", hint=hint, code="killed")
         return Failure("killed", (finding,), ExitCode.KILLED)
     if returncode == DISK_FULL_EXIT_CODE:
         hint = "make room, then run the same command; it goes on from the last checkpoint"
         finding = Finding("the disk is full", hint=hint, code="disk-full")
         return Failure("out-of-disk", (finding,), ExitCode.OUT_OF_DISK)
     if returncode < 0:
-        message = f"the stage crashed with {signal.Signals(-returncode).name}"
+        message = f"{who} crashed with {signal.Signals(-returncode).name}"
     else:
-        message = f"the stage ended with exit code {returncode} and left no result"
+        message = f"{who} ended with exit code {returncode} and left no result"
     return Failure("bug", (Finding(message, code="bug"),))
 
 
@@ -178,7 +229,45 @@ def _opened_log(work: WorkFolder) -> BinaryIO:
         raise explain(error, "write", work.log) from error
 
 
-def _listen_until_end(child: subprocess.Popen[bytes], reader: int, listen: Listener) -> None:
+@dataclass(frozen=True, slots=True)
+class _OneProcess:
+    """A stage that is one process."""
+
+    child: subprocess.Popen[bytes]
+
+    def ask_to_stop(self) -> None:
+        # Only the worker: its data loader processes must live while it saves.
+        with contextlib.suppress(ProcessLookupError):
+            self.child.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.child.pid, signal.SIGKILL)
+
+
+def _follow(
+    child: subprocess.Popen[bytes],
+    running: Stoppable,
+    reader: int,
+    *,
+    take: Callable[[bytes], None],
+    stop: StopRequests,
+) -> None:
+    """Listen to a child until it ends; whatever it left behind, such as data loader processes, ends too."""
+    try:
+        with stop.guarding(running):
+            _listen_until_end(child, reader, take)
+    except BaseException:
+        running.kill()
+        child.wait()
+        raise
+    finally:
+        if child.stdin is not None:
+            child.stdin.close()
+    running.kill()
+
+
+def _listen_until_end(child: subprocess.Popen[bytes], reader: int, take: Callable[[bytes], None]) -> None:
     rest = b""
     open_pipe = True
     with selectors.DefaultSelector() as selector:
@@ -192,22 +281,11 @@ def _listen_until_end(child: subprocess.Popen[bytes], reader: int, listen: Liste
                 open_pipe = bool(block)
                 *lines, rest = (rest + block).split(b"\n")
                 for line in lines:
-                    _show(line, listen)
+                    take(line)
 
 
-def _show(line: bytes, listen: Listener) -> None:
+def _show(line: bytes, *, listen: Listener) -> None:
     # The pipe is for people: a line that is not one of ours is passed over.
     with contextlib.suppress(ValueError, KeyError, TypeError):
         report = json.loads(line)
         listen(int(report["step"]), int(report["total"]), str(report["text"]))
-
-
-def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    # Only the worker: its data loader processes must live while it saves.
-    with contextlib.suppress(ProcessLookupError):
-        child.send_signal(number)
-
-
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)

@@ -189,7 +189,13 @@ class StageMaker:
         config = wired.config.model_dump(mode="json")
         cache = str(self.store.shared_cache.resolve())
         return Request(
-            name=wired.name, kind=wired.spec.kind, key=key, config=config, inputs=inputs, cache=cache
+            name=wired.name,
+            kind=wired.spec.kind,
+            key=key,
+            config=config,
+            inputs=inputs,
+            cache=cache,
+            accelerate=wired.accelerate,
         )
 
     def _checkpoint(self, origin: Origin) -> Checkpoint:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from pipeline.canonical import parse, read_bounded, read_sealed, sealed
+from pipeline.config.accelerate import AccelerateConfig
 from pipeline.config.strict import StrictModel
 from pipeline.contract import ArtifactKind, Checkpoint
 from pipeline.cost import CostRecord
@@ -58,6 +59,8 @@ class Request(StrictModel):
     inputs: dict[str, InputRequest]
     cache: str | None = None
     "Folder of results that the store's stages share; never committed."
+    accelerate: AccelerateConfig = AccelerateConfig()
+    "The processes that do it; never committed."
 
 
 class Result(StrictModel):

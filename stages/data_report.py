@@ -22,6 +22,8 @@ def with_data_report(ctx: StageContext, run: Callable[[StageContext], StageResul
     Raises:
         DataError: a file cannot be read.
     """
+    if not ctx.place.is_main:
+        return run(ctx)
     rows = write_reports(ctx)
     result = run(ctx)
     outputs = {**result.outputs, OUTPUT: ctx.output_dir / OUTPUT}

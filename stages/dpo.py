@@ -65,6 +65,7 @@ SPEC = StageSpec(
     run=run,
     memory=memory,
     check=check_pairs,
+    backends=("ddp",),
     outlook=pair_outlook,
     summary="DPO and its family on preference pairs, the reference being the SFT policy itself",
     metrics=("accuracy", "accuracy_low", "accuracy_high", "margin_mean", "num_pairs", "num_rejected"),

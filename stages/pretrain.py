@@ -99,5 +99,6 @@ SPEC = StageSpec(
     memory=memory,
     summary="Train a small base model from raw text, or adapt a base to a domain.",
     check=check,
+    backends=("ddp",),
     metrics=("eval_loss", "perplexity", "initial_perplexity"),
 )

@@ -69,6 +69,7 @@ SPEC = StageSpec(
     run=run,
     memory=memory,
     check=check_pairs,
+    backends=("ddp",),
     outlook=pair_outlook,
     summary="reward model: Bradley-Terry loss on preference pairs, with a report card",
     metrics=(

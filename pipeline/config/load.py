@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pipeline import registry
 from pipeline.config import mistakes, overrides, secrets
 from pipeline.config.mistakes import shown
-from pipeline.config.run import RunConfig
+from pipeline.config.run import RunConfig, StageEntry
 from pipeline.config.source import KeyPath, Source, read
 from pipeline.config.strict import StrictModel
 from pipeline.config.suggest import Homes, choices, close
@@ -27,8 +27,8 @@ from pipeline.errors import ConfigError, Finding
 
 SHARED = ("seed", "model", "tuning")
 "Top-level settings that every stage takes unless its own block says otherwise."
-BLOCKS = ("model", "tuning", "tracking")
-ENTRY_KEYS = ("kind", "inputs", "gate")
+BLOCKS = ("model", "tuning", "tracking", "accelerate")
+ENTRY_KEYS = ("kind", "inputs", "gate", "accelerate")
 INHERITED_ROLE = "base"
 _STAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,47}")
 
@@ -71,6 +71,7 @@ class LoadedRun:
                 "kind": entry.kind,
                 "inputs": dict(entry.inputs),
                 "gate": dict(entry.gate),
+                **_own_processes(entry),
                 **self.stage_configs[name].model_dump(mode="json"),
             }
             for name, entry in self.config.stages.items()
@@ -307,6 +308,11 @@ class _Loading:
         else:
             return
         self.note(path, Finding(message, self.source.place(path).key, hint, "bad-gate"))
+
+
+def _own_processes(entry: StageEntry) -> dict[str, Any]:
+    given = entry.accelerate.model_dump(mode="json", exclude_unset=True)
+    return {"accelerate": given} if given else {}
 
 
 def _entry(block: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from pipeline.config.accelerate import AccelerateConfig
 from pipeline.config.strict import BY_CONTENT, NOT_IN_KEY, StrictModel
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -107,6 +108,8 @@ class StageEntry(StrictModel):
     "Role -> stage name (or stage.output), or a path relative to the run file."
     gate: dict[str, float] = Field(default_factory=dict)
     "min_NAME / max_NAME -> bound on a final metric; children do not start when it is missed."
+    accelerate: AccelerateConfig = AccelerateConfig()
+    "Several processes for this stage; keys that are left out are the run's. Not in the stage's key."
     settings: dict[str, Any] = Field(default_factory=dict)
     "Everything else the stage's block holds; typed by the card's config_type."
 
@@ -124,6 +127,8 @@ class RunConfig(StrictModel):
     "The base model of every stage that does not say otherwise."
     tuning: TuningConfig = TuningConfig()
     "What is trained, in every stage that does not say otherwise."
+    accelerate: AccelerateConfig = Field(AccelerateConfig(), json_schema_extra=NOT_IN_KEY)
+    "Several processes for every stage that can use them; a stage's own block says otherwise."
     stages: dict[str, StageEntry] = Field(min_length=1)
     "The stages by name, in any order; inputs decide which runs first."
     tracking: TrackingConfig = TrackingConfig()

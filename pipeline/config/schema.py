@@ -66,7 +66,7 @@ def _stages(kinds: list[str]) -> dict[str, Any]:
 
 
 def _stage(spec: StageSpec, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of one stage's block: its settings beside kind, inputs and gate."""
+    """Return the schema of one stage's block: its settings beside kind, inputs, gate and accelerate."""
     roles = {
         role: {
             "type": "string",
@@ -81,6 +81,7 @@ def _stage(spec: StageSpec, settings: dict[str, Any]) -> dict[str, Any]:
         "kind": {"const": spec.kind, "description": spec.summary},
         "inputs": inputs,
         "gate": _GATES,
+        "accelerate": {"anyOf": [{"$ref": "#/$defs/AccelerateConfig"}, {"type": "null"}]},
     }
     return {
         "type": "object",

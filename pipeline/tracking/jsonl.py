@@ -90,3 +90,16 @@ def _write_all(stream: FileIO, line: bytes) -> None:
     written = stream.write(line)
     while written < len(line):
         written += stream.write(line[written:])
+
+
+class NoMetrics:
+    """Writes nothing: the ranks of a stage that are not its main one."""
+
+    def log(self, metrics: Mapping[str, float], *, step: int, epoch: float | None = None) -> None:
+        """Drop the line."""
+
+    def progress(self, step: int, total: int, text: str = "") -> None:
+        """Drop the report."""
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -21,6 +21,7 @@ from stages.dpo import DPOConfig
 from stages.ops.preference_losses import REFERENCE_FREE, PairLogps, implicit_rewards, preference_loss
 from stages.runtime.adapters import save_adapter, trained_parameters
 from stages.runtime.loading import causal_lm_of
+from stages.runtime.ranks import ONE, Ranks, open_ranks
 from stages.runtime.trained_head import Head
 from stages.runtime.whole_model import save_whole
 from stages.trainers.early_stopping import EarlyStopping
@@ -46,6 +47,8 @@ class DPOTrainer:
     config: DPOConfig
     reference: Logps | None
     "Of the pairs that batches number; None for the members that need none."
+    ranks: Ranks = ONE
+    "The processes that share what is measured."
 
     def logps(self, batch: PairBatch) -> Tensor:
         """Return the summed log-probability of every answer, (answers,), under the adapter in effect."""
@@ -97,34 +100,38 @@ class DPOTrainer:
         """Return implied rewards of chosen and rejected and the mean loss of some of the pairs."""
         chosen, rejected, total = torch.zeros(len(numbers)), torch.zeros(len(numbers)), 0.0
         places = {number: place for place, number in enumerate(numbers)}
-        for batch in make_batches(
+        batches = make_batches(
             pairs, numbers, max_tokens=self.config.token_budget, packed=self.parts.packed
-        ):
+        )
+        for batch in self.ranks.share(batches):
             moved = batch.to(self.parts.device)
             logps = self.pair_logps(moved)
             total += float((self.losses(moved, logps) * moved.weights).sum())
             one, other = implicit_rewards(self.config.loss_type, logps, beta=self.config.beta)
             where = [places[int(number)] for number in batch.numbers]
             chosen[where], rejected[where] = one.cpu(), other.cpu()
-        return chosen, rejected, total
+        self.ranks.add(chosen, rejected)
+        return chosen, rejected, sum(self.ranks.gathered(total))
 
 
 def train_dpo(ctx: StageContext) -> StageResult:
     """Run the DPO stage: read, prove, train, measure, write."""
     config: DPOConfig = ctx.config
     needs_reference = config.loss_type not in REFERENCE_FREE
+    ranks = open_ranks(ctx)
     parts = open_pair_model(ctx, name=POLICY, with_reference=needs_reference)
     data = open_pair_data(ctx.inputs, config, parts.chat)
     refuse_unfit(parts, [*data.train, *data.held_out])
     pairs = [*data.train, *data.held_out]
     held_out = range(len(data.train), len(pairs))
     output_head = parts.output_head()
-    schedule = PairSchedule(data.train, config, packed=parts.packed)
+    schedule = PairSchedule(data.train, config, packed=parts.packed, ranks=ranks.count)
     start: dict[str, float] = {}
     with parts.running():
-        trainer = DPOTrainer(parts, output_head, config, None)
+        trainer = DPOTrainer(parts, output_head, config, None, ranks)
         if needs_reference:
-            trainer = DPOTrainer(parts, output_head, config, _reference(ctx, trainer, pairs))
+            logps = ranks.from_main(partial(_reference, ctx, trainer, pairs))
+            trainer = DPOTrainer(parts, output_head, config, logps, ranks)
             start = {"handover/loss_minus_ln2": _prove_start(trainer, schedule.batches(0))}
         parameters = trained_parameters(parts.model, POLICY)
         early = EarlyStopping.of(
@@ -148,6 +155,8 @@ def train_dpo(ctx: StageContext) -> StageResult:
             early=early,
         )
         final = _final_metrics(trainer, data, pairs)
+    if not ranks.is_main:
+        return StageResult({})
     if config.tuning.method == "full":
         role, folder = MODEL, save_whole(parts.model, ctx.output_dir / MODEL, tokenizer=parts.tokenizer)
     else:

@@ -20,6 +20,7 @@ from pipeline.contract import StageContext
 from pipeline.errors import Interrupted, StageFailed
 from stages.config import OptimizationConfig, TrainingConfig
 from stages.runtime.optimizers import make_adamw
+from stages.runtime.ranks import open_ranks
 from stages.runtime.saving.checkpoints import CheckpointFolder, checkpoint_key
 from stages.runtime.saving.training_state import (
     NamedParameters,
@@ -31,6 +32,7 @@ from stages.runtime.saving.training_state import (
     restore_random_state,
 )
 from stages.trainers.early_stopping import EarlyStopping
+from stages.trainers.order import seed_of
 
 LOGGER = logging.getLogger(__name__)
 
@@ -143,8 +145,12 @@ def train(
         Interrupted: the stage was asked to stop; a checkpoint was written first.
         StageFailed: a loss or a gradient is not finite.
     """
+    ranks = open_ranks(ctx)
     loop = _Loop(parameters, LoopSettings.from_config(config, total_steps), ctx, prefix, early)
     start = done = loop.resume()
+    if not ranks.is_main:
+        # Ranks that draw must not draw the same.
+        torch.manual_seed(seed_of(config.seed, "rank", ranks.rank, start))
     evaluation: dict[str, float] = {}
     while done < total_steps and not (early and early.stopped):
         loop.step(done, batches(done), loss)
@@ -159,6 +165,8 @@ def train(
         loop.after(done)
     if early:
         early.put_back()
+    loop.prove_equal()
+    if early:
         notes = (*loop.notes, *early.notes(done, total_steps))
         return TrainSummary(done, start, loop.last_line | early.metrics(), early.measured, notes)
     if evaluate and start == total_steps:
@@ -207,6 +215,7 @@ class _Loop:
         self._parameters = sorted(parameters, key=lambda item: item[0])
         _check_parameters(self._parameters)
         self._settings, self._ctx, self._prefix, self._early = settings, ctx, prefix, early
+        self._ranks = open_ranks(ctx)
         self._optimizer = make_optimizer(self._parameters, settings)
         self._checkpoints = CheckpointFolder(ctx.scratch_dir / "checkpoints", checkpoint_key(ctx))
         self._sums: dict[str, list[float]] = {}
@@ -216,15 +225,18 @@ class _Loop:
 
     def resume(self) -> int:
         """Go back to the newest checkpoint that is whole; return its step, 0 when there is none."""
-        found = self._checkpoints.latest()
+        found = self._ranks.from_main(self._checkpoints.latest)
         self.notes = tuple(str(finding) for finding in self._checkpoints.damages)
         if found is None:
+            self.prove_equal()
             return 0
         restore_parameters(self._parameters, found.tensors["parameters"])
         restore_optimizer(self._optimizer, self._parameters, found.tensors["optimizer"])
         restore_random_state(found.tensors["random"], found.state["random"])
-        self._sums = {name: list(pair) for name, pair in found.state["sums"].items()}
-        self._tokens, self._all_tokens = found.state["tokens"], found.state["all_tokens"]
+        self.prove_equal()
+        if self._ranks.is_main:
+            self._sums = {name: list(pair) for name, pair in found.state["sums"].items()}
+            self._tokens, self._all_tokens = found.state["tokens"], found.state["all_tokens"]
         self._seconds = found.state["seconds"]
         if self._early:
             self._early.restore(found.tensors.get("best", {}), found.state["early_stopping"])
@@ -232,19 +244,29 @@ class _Loop:
         LOGGER.info("%s goes on from step %d", self._prefix, found.step)
         return found.step
 
+    def prove_equal(self) -> None:
+        """Check that every rank holds the same trained weights."""
+        self._ranks.prove_equal([parameter for _, parameter in self._parameters])
+
     def step(self, step: int, micro_batches: Sequence[Any], loss: Callable[[Any], LossOutput]) -> None:
-        """Take one optimizer step over its micro-batches."""
+        """Take one optimizer step over its micro-batches, this rank's share of them here.
+
+        Each loss is weighted by its share of the whole step, so gradients of ranks are added, not averaged.
+        """
         began = time.perf_counter()
         self._optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for micro in micro_batches:
+        for micro in self._ranks.share(micro_batches):
             output = loss(micro)
             value = float(output.loss.detach())
-            if not math.isfinite(value):
-                raise self._not_finite("loss", value, step)
-            output.loss.backward()
             total += value
+            if not math.isfinite(value):
+                break
+            output.loss.backward()
             self._add(output)
+        total = self._ranks.add_gradients([p for _, p in self._parameters], total)
+        if not math.isfinite(total):
+            raise self._not_finite("loss", total, step)
         norm = float(nn.utils.clip_grad_norm_([p for _, p in self._parameters], self._settings.max_grad_norm))
         if not math.isfinite(norm):
             raise self._not_finite("norm of the gradient", norm, step)
@@ -252,8 +274,9 @@ class _Loop:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
-        self._count("loss", total, 1)
-        self._count("grad_norm", norm, 1)
+        if self._ranks.is_main:
+            self._count("loss", total, 1)
+            self._count("grad_norm", norm, 1)
         self._seconds += time.perf_counter() - began
 
     def after(self, done: int) -> None:
@@ -263,7 +286,7 @@ class _Loop:
         if last or done % settings.logging_steps == 0:
             self._log(done)
         self._ctx.logger.progress(done, settings.total_steps, self._prefix)
-        stop = not last and self._ctx.stop.requested
+        stop = not last and self._ranks.any(self._ctx.stop.requested)
         if stop or done % settings.save_steps == 0:
             self._save(done)
         if stop:
@@ -274,7 +297,17 @@ class _Loop:
                 code="interrupted",
             )
 
+    def _collect(self) -> None:
+        """Bring the sums of all ranks together: every rank sees them, the main one alone keeps them."""
+        own, *others = self._ranks.gathered((self._sums, self._tokens, self._all_tokens))
+        self._sums, self._tokens, self._all_tokens = own
+        for sums, tokens, all_tokens in others:
+            for name, (total, count) in sums.items():
+                self._count(name, total, count)
+            self._tokens, self._all_tokens = self._tokens + tokens, self._all_tokens + all_tokens
+
     def _log(self, done: int) -> None:
+        self._collect()
         line = {name: total / max(count, 1e-12) for name, (total, count) in sorted(self._sums.items())}
         line["learning_rate"] = self._settings.rate(done - 1)
         if self._tokens:
@@ -283,8 +316,18 @@ class _Loop:
         self._ctx.logger.log(line, step=done)
         self.last_line = line
         self._sums, self._tokens, self._seconds = {}, 0, 0.0
+        self._leave_to_main()
+
+    def _leave_to_main(self) -> None:
+        if not self._ranks.is_main:
+            self._sums, self._tokens, self._all_tokens = {}, 0, 0
 
     def _save(self, done: int) -> None:
+        self.prove_equal()
+        self._collect()
+        if not self._ranks.is_main:
+            self._leave_to_main()
+            return
         random_tensors, random_state = pack_random_state()
         tensors = {
             "parameters": pack_parameters(self._parameters),

@@ -35,11 +35,14 @@ def total_steps(config: OptimizationConfig, num_rows: int) -> int:
     return max(1, math.ceil(config.num_train_epochs * steps_an_epoch(config, num_rows)))
 
 
-def row_batches(config: OptimizationConfig, num_rows: int) -> Callable[[int], list[list[int]]]:
+def row_batches(
+    config: OptimizationConfig, num_rows: int, *, ranks: int = 1
+) -> Callable[[int], list[list[int]]]:
     """Return the function that gives a step (from 0) its micro-batches of row indexes.
 
     Every epoch holds each row once. The last step of an epoch may hold fewer rows; no
-    micro-batch is empty.
+    micro-batch is empty. Several ranks that share a step get micro-batches of their own, as far as
+    there are rows.
 
     Raises:
         ValueError: there are no rows.
@@ -57,6 +60,7 @@ def row_batches(config: OptimizationConfig, num_rows: int) -> Callable[[int], li
             cached.clear()
             cached[epoch] = order(config.seed, epoch, num_rows)
         rows = cached[epoch][within * rows_a_step : (within + 1) * rows_a_step]
-        return [rows[start : start + micro] for start in range(0, len(rows), micro)]
+        size = min(micro, math.ceil(len(rows) / ranks))
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     return batches

@@ -68,12 +68,15 @@ class PairSchedule:
         pairs: the training pairs.
         config: batch size, accumulation, seed and token budget.
         packed: lay answers beside their prompt in one row; else one padded row an answer.
+        ranks: processes that share each step; it is cut finer until each has something to do.
     """
 
-    def __init__(self, pairs: Sequence[TokenPair], config: PairTrainingConfig, *, packed: bool) -> None:
+    def __init__(
+        self, pairs: Sequence[TokenPair], config: PairTrainingConfig, *, packed: bool, ranks: int = 1
+    ) -> None:
         if not pairs:
             raise ValueError("there are no pairs to train on")
-        self._pairs, self._config, self._packed = pairs, config, packed
+        self._pairs, self._config, self._packed, self._ranks = pairs, config, packed, ranks
         self._units: dict[int, list[int]] = {}
         for number, pair in enumerate(pairs):
             self._units.setdefault(pair.unit, []).append(number)
@@ -107,19 +110,45 @@ class PairSchedule:
     def batches(self, step: int) -> list[PairBatch]:
         """Return the micro-batches of a step."""
         return make_batches(
-            self._pairs, self.pairs_of(step), max_tokens=self._config.token_budget, packed=self._packed
+            self._pairs,
+            self.pairs_of(step),
+            max_tokens=self._config.token_budget,
+            packed=self._packed,
+            ranks=self._ranks,
         )
 
 
 def make_batches(
-    pairs: Sequence[TokenPair], numbers: Sequence[int], *, max_tokens: int, packed: bool
+    pairs: Sequence[TokenPair], numbers: Sequence[int], *, max_tokens: int, packed: bool, ranks: int = 1
 ) -> list[PairBatch]:
     """Cut pairs into batches of at most `max_tokens` computed tokens; one pair always fits.
 
-    Their weights sum to 1 over all batches.
+    Their weights sum to 1 over all batches. With several ranks there are as many batches for each one,
+    as far as there are pairs.
     """
     total = sum(pairs[number].weight for number in numbers)
-    return [_batch(pairs, part, total, packed=packed) for part in _cut(pairs, numbers, max_tokens, packed)]
+    parts = _cut(pairs, numbers, max_tokens, packed)
+    if len(parts) % ranks:
+        parts = _halved(pairs, parts, packed, least=ranks * math.ceil(len(parts) / ranks))
+    return [_batch(pairs, part, total, packed=packed) for part in parts]
+
+
+def _halved(
+    pairs: Sequence[TokenPair], parts: list[list[int]], packed: bool, *, least: int
+) -> list[list[int]]:
+    """Cut the largest part in two, where its halves are most alike in size, until there are enough."""
+    parts = list(parts)
+    while len(parts) < least:
+        place = max(range(len(parts)), key=lambda at: (len(parts[at]) > 1, _size(pairs, parts[at], packed)))
+        part = parts[place]
+        if len(part) == 1:
+            return parts
+        cut = min(
+            range(1, len(part)),
+            key=lambda at: abs(_size(pairs, part[:at], packed) - _size(pairs, part[at:], packed)),
+        )
+        parts[place : place + 1] = [part[:cut], part[cut:]]
+    return parts
 
 
 def _cut(

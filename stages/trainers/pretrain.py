@@ -18,6 +18,7 @@ from pipeline.errors import DataError, Finding, ModelError
 from stages.pretrain import PretrainConfig
 from stages.runtime.handover import prove_trainable
 from stages.runtime.loading import device, load_base, load_tokenizer, vocabulary_findings
+from stages.runtime.ranks import open_ranks
 from stages.runtime.text.blocks import IGNORED, Batch, collate, pack
 from stages.runtime.text.byte_tokenizer import train_tokenizer
 from stages.runtime.text.chat import ChatText, TextContract, generation_eos
@@ -42,6 +43,7 @@ def pretrain(ctx: StageContext) -> StageResult:
         ModelError: the architecture is unknown, or there is neither a base nor an architecture.
     """
     config: PretrainConfig = ctx.config
+    open_ranks(ctx)
     documents = read_documents(ctx.inputs["text"].path, text_field=config.text_field)
     corpus = split(documents, fraction=config.eval_fraction, seed=config.seed)
     model, tokenizer = _start(ctx, [_plain(document) for document in corpus.training])
@@ -70,7 +72,7 @@ def pretrain(ctx: StageContext) -> StageResult:
         parameters=parameters,
         config=config,
         total_steps=total_steps(config, len(blocks)),
-        batches=_batches(blocks, tokenizer, config),
+        batches=_batches(blocks, tokenizer, config, ranks=ctx.place.count),
         loss=_loss(model),
         ctx=ctx,
         prefix="pretrain",
@@ -78,6 +80,8 @@ def pretrain(ctx: StageContext) -> StageResult:
         eval_steps=config.eval_steps,
         early=early,
     )
+    if not ctx.place.is_main:
+        return StageResult({})
     folder = save_model(model, ctx.output_dir / "model", tokenizer=tokenizer)
     metrics = {
         **summary.evaluation,
@@ -230,10 +234,14 @@ def _encoding(
 
 
 def _batches(
-    blocks: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, config: PretrainConfig
+    blocks: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainConfig,
+    *,
+    ranks: int,
 ) -> Callable[[int], list[tuple[Batch, int]]]:
     """Return the function from a step to its micro-batches, each with the labels of the whole step."""
-    rows_of = row_batches(config, len(blocks))
+    rows_of = row_batches(config, len(blocks), ranks=ranks)
 
     def batches(step: int) -> list[tuple[Batch, int]]:
         micro = [

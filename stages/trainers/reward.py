@@ -22,6 +22,7 @@ from reward.spread import spread_report
 from stages.reward import RewardConfig
 from stages.runtime.adapters import load_adapter, save_adapter, trained_parameters
 from stages.runtime.ensemble import member_name, save_members
+from stages.runtime.ranks import ONE, Ranks, open_ranks
 from stages.runtime.saving.training_state import NamedParameters
 from stages.runtime.whole_model import save_whole
 from stages.trainers.early_stopping import EarlyStopping
@@ -42,6 +43,8 @@ class RewardTrainer:
     config: RewardConfig
     adapter: str | None = None
     "Put in effect for every pass; None leaves the one that is."
+    ranks: Ranks = ONE
+    "The processes that share what is scored."
 
     def in_effect(self) -> AbstractContextManager[None]:
         """Return the context in which this member's adapter acts."""
@@ -71,14 +74,16 @@ class RewardTrainer:
     def score_pairs(self, pairs: Sequence[TokenPair]) -> tuple[list[float], list[float]]:
         """Return the scores of the chosen and of the rejected responses, in the order given."""
         chosen, rejected = torch.zeros(len(pairs)), torch.zeros(len(pairs))
+        batches = make_batches(
+            pairs, range(len(pairs)), max_tokens=self.config.token_budget, packed=self.parts.packed
+        )
         with self.in_effect():
-            for batch in make_batches(
-                pairs, range(len(pairs)), max_tokens=self.config.token_budget, packed=self.parts.packed
-            ):
+            for batch in self.ranks.share(batches):
                 moved = batch.to(self.parts.device)
                 scores = self.scores(moved)
                 chosen[batch.numbers] = scores[moved.chosen].cpu()
                 rejected[batch.numbers] = scores[moved.rejected].cpu()
+        self.ranks.add(chosen, rejected)
         return chosen.tolist(), rejected.tolist()
 
 
@@ -109,6 +114,7 @@ class RewardEnsemble:
 def train_reward(ctx: StageContext) -> StageResult:
     """Run the reward stage: read, prove, train every member, measure, write."""
     config: RewardConfig = ctx.config
+    ranks = open_ranks(ctx)
     parts = open_pair_model(ctx, name=REWARD, with_reference=False)
     data = open_pair_data(ctx.inputs, config, parts.chat)
     refuse_unfit(parts, [*data.train, *data.held_out])
@@ -118,6 +124,8 @@ def train_reward(ctx: StageContext) -> StageResult:
         ensemble = RewardEnsemble(members)
         card = make_card(ensemble.score_pairs, data, parts.chat, num_probes=config.num_probes)
         card |= {"ensemble": spread} if (spread := ensemble.spread(data.held_out)) else {}
+    if not ranks.is_main:
+        return StageResult({})
     if config.tuning.method == "full":
         role, head = "full_reward_model", members[0].head
         folder = save_whole(parts.model, ctx.output_dir / role, tokenizer=parts.tokenizer, head=head)
@@ -168,7 +176,7 @@ def open_member(ctx: StageContext, parts: PairModel, number: int) -> RewardTrain
         load_adapter(parts.model, policy, name=name, trainable=True, tuning=config.tuning)
     hidden_size = parts.model.get_input_embeddings().embedding_dim
     head = ScoreHead.seeded(hidden_size, seed=config.seed).to(parts.device)
-    return RewardTrainer(parts, head, config, name)
+    return RewardTrainer(parts, head, config, name, open_ranks(ctx))
 
 
 def _train_member(member: RewardTrainer, data: PairData, ctx: StageContext, number: int) -> TrainSummary:
@@ -178,7 +186,7 @@ def _train_member(member: RewardTrainer, data: PairData, ctx: StageContext, numb
         scratch = ctx.scratch_dir / f"member-{number}"
         scratch.mkdir(exist_ok=True)
         ctx = replace(ctx, scratch_dir=scratch, logger=_MemberLogger(ctx.logger, number))
-    schedule = PairSchedule(data.train, config, packed=parts.packed)
+    schedule = PairSchedule(data.train, config, packed=parts.packed, ranks=member.ranks.count)
     parameters = [
         *trained_parameters(parts.model, str(member.adapter)),
         ("score.weight", member.head.weight),
