@@ -100,9 +100,7 @@ class DPOTrainer:
         """Return implied rewards of chosen and rejected and the mean loss of some of the pairs."""
         chosen, rejected, total = torch.zeros(len(numbers)), torch.zeros(len(numbers)), 0.0
         places = {number: place for place, number in enumerate(numbers)}
-        batches = make_batches(
-            pairs, numbers, max_tokens=self.config.token_budget, packed=self.parts.packed
-        )
+        batches = make_batches(pairs, numbers, max_tokens=self.config.token_budget, packed=self.parts.packed)
         for batch in self.ranks.share(batches):
             moved = batch.to(self.parts.device)
             logps = self.pair_logps(moved)

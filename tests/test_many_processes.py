@@ -1,0 +1,101 @@
+"""Two processes give what one gives: in every logged number and in the weights, whatever happens to them."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ExitCode
+from tests.many_setup import (
+    assert_same_metrics,
+    end,
+    failure_of,
+    lines_of,
+    run,
+    run_until_step,
+    stage_folder,
+    verified,
+    weight_distance,
+    write_world,
+)
+
+TWO = "accelerate.num_processes=2"
+LONGER = ("reward.max_steps=14", "reward.save_steps=3")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("many"))
+
+
+def test_two_processes_train_the_reward_model_of_one(world: Path) -> None:
+    alone = run(world, store="one", until="reward")
+    both = run(world, TWO, store="two", until="reward")
+
+    assert alone.returncode == both.returncode == 0, both.stderr
+    assert_same_metrics(world, "one", "two", "reward", within=1e-5)
+    assert weight_distance(world, "one", "two", "reward") < 1e-6
+    assert verified(world, "two")
+    assert stage_folder(world, "one", "reward").name == stage_folder(world, "two", "reward").name
+    assert "made by 2 processes (ddp)" in (stage_folder(world, "two", "reward") / "record.json").read_text()
+
+
+def test_a_killed_rank_is_named_and_the_same_command_goes_on(world: Path) -> None:
+    assert run(world, *LONGER, store="longer", until="reward").returncode == 0
+    child, ranks = run_until_step(world, TWO, *LONGER, store="killed", until="reward", step=4)
+    end(ranks[1], signal.SIGKILL)
+    _, said = child.communicate()
+
+    assert child.returncode == ExitCode.KILLED
+    assert "rank 1 of 2 was killed by SIGKILL" in said
+    failure = failure_of(world, "killed")
+    assert (failure["outcome"], failure["exit_code"]) == ("killed", ExitCode.KILLED)
+    assert failure["findings"][0]["message"] == "rank 1 of 2 was killed by SIGKILL"
+    again = run(world, TWO, *LONGER, store="killed", until="reward")
+    assert again.returncode == 0, again.stderr
+    # Steps up to the checkpoint are not logged twice, those after it are logged once.
+    assert_same_metrics(world, "longer", "killed", "reward", within=1e-5)
+    assert weight_distance(world, "longer", "killed", "reward") < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["base_stage", "dpo"])
+def test_two_processes_give_the_stage_of_one(world: Path, stage: str) -> None:
+    alone = run(world, store="one", until=stage)
+    both = run(world, TWO, store="two", until=stage)
+
+    assert alone.returncode == both.returncode == 0, both.stderr
+    assert_same_metrics(world, "one", "two", stage, within=1e-4)
+    assert weight_distance(world, "one", "two", stage) < 1e-5
+    assert verified(world, "two")
+
+
+@pytest.mark.slow
+def test_rank_0_killed_is_named_and_one_process_may_go_on_for_two(world: Path) -> None:
+    child, ranks = run_until_step(world, TWO, *LONGER, store="killed-0", until="reward", step=4)
+    end(ranks[0], signal.SIGKILL)
+    _, said = child.communicate()
+
+    assert "rank 0 of 2 was killed by SIGKILL" in said
+    run(world, *LONGER, store="longer", until="reward")
+    assert run(world, *LONGER, store="killed-0", until="reward").returncode == 0
+    assert_same_metrics(world, "longer", "killed-0", "reward", within=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ["the run", "rank 1"])
+def test_a_stop_request_is_agreed_on_saved_and_gone_on_from(world: Path, asked: str) -> None:
+    store = f"stopped-{asked.split()[-1]}"
+    child, ranks = run_until_step(world, TWO, *LONGER, store=store, until="reward", step=4)
+    end(child.pid if asked == "the run" else ranks[1], signal.SIGTERM)
+    _, said = child.communicate()
+
+    assert child.returncode == ExitCode.INTERRUPTED, said
+    assert "was stopped after step" in said
+    run(world, *LONGER, store="longer", until="reward")
+    assert run(world, TWO, *LONGER, store=store, until="reward").returncode == 0
+    assert_same_metrics(world, "longer", store, "reward", within=1e-5)
+    assert weight_distance(world, "longer", store, "reward") < 1e-6
+    assert [line["step"] for line in lines_of(world, store, "reward") if "loss" in line] == list(range(1, 15))
