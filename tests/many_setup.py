@@ -16,8 +16,12 @@ import yaml
 from safetensors.torch import load_file
 
 from pipeline.cli.main import main
+from pipeline.config.load import load_run
+from pipeline.disk import Disk
 from pipeline.fingerprint import model_digest
+from pipeline.runner import Runner
 from pipeline.store import Store
+from tests.fakes.engine import InProcess, Recorder
 from tests.pair_fixtures import preference_file, sft_adapter, toy_rows
 from tests.ppo_setup import COUNTING_A, PROMPTS, adapter
 from tests.sft_setup import demonstrations
@@ -100,6 +104,13 @@ def run(folder: Path, *words: str, store: str, until: str) -> subprocess.Complet
     return subprocess.run(
         command(*words, store=store, until=until), cwd=folder, capture_output=True, text=True, check=False
     )
+
+
+def run_alone(folder: Path, *words: str, store: str, until: str) -> int:
+    """Run one stage as one process, and as this one: imports are paid once."""
+    held = Store(folder / store, disk=Disk())
+    loaded = load_run(folder / "run.yaml", words)
+    return Runner(loaded, held, Recorder(), until=[until], start=InProcess(Disk())).go()
 
 
 def run_until_step(

@@ -14,6 +14,7 @@ from tests.many_setup import (
     failure_of,
     lines_of,
     run,
+    run_alone,
     run_until_step,
     stage_folder,
     verified,
@@ -30,20 +31,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(tmp_path_factory.mktemp("many"))
 
 
-def test_two_processes_train_the_reward_model_of_one(world: Path) -> None:
-    alone = run(world, store="one", until="reward")
-    both = run(world, TWO, store="two", until="reward")
-
-    assert alone.returncode == both.returncode == 0, both.stderr
-    assert_same_metrics(world, "one", "two", "reward", within=1e-5)
-    assert weight_distance(world, "one", "two", "reward") < 1e-6
-    assert verified(world, "two")
-    assert stage_folder(world, "one", "reward").name == stage_folder(world, "two", "reward").name
-    assert "made by 2 processes (ddp)" in (stage_folder(world, "two", "reward") / "record.json").read_text()
-
-
 def test_a_killed_rank_is_named_and_the_same_command_goes_on(world: Path) -> None:
-    assert run(world, *LONGER, store="longer", until="reward").returncode == 0
+    assert run_alone(world, *LONGER, store="longer", until="reward") == 0
     child, ranks = run_until_step(world, TWO, *LONGER, store="killed", until="reward", step=4)
     end(ranks[1], signal.SIGKILL)
     _, said = child.communicate()
@@ -58,15 +47,19 @@ def test_a_killed_rank_is_named_and_the_same_command_goes_on(world: Path) -> Non
     # Steps up to the checkpoint are not logged twice, those after it are logged once.
     assert_same_metrics(world, "longer", "killed", "reward", within=1e-5)
     assert weight_distance(world, "longer", "killed", "reward") < 1e-6
+    assert verified(world, "killed")
+    one, two = (stage_folder(world, store, "reward") for store in ("longer", "killed"))
+    assert one.name == two.name, "the number of processes is not in the key"
+    assert "made by 2 processes (ddp)" in (two / "record.json").read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["base_stage", "dpo"])
+@pytest.mark.parametrize("stage", ["base_stage", "reward", "dpo"])
 def test_two_processes_give_the_stage_of_one(world: Path, stage: str) -> None:
-    alone = run(world, store="one", until=stage)
+    alone = run_alone(world, store="one", until=stage)
     both = run(world, TWO, store="two", until=stage)
 
-    assert alone.returncode == both.returncode == 0, both.stderr
+    assert alone == both.returncode == 0, both.stderr
     assert_same_metrics(world, "one", "two", stage, within=1e-4)
     assert weight_distance(world, "one", "two", stage) < 1e-5
     assert verified(world, "two")
@@ -79,7 +72,7 @@ def test_rank_0_killed_is_named_and_one_process_may_go_on_for_two(world: Path) -
     _, said = child.communicate()
 
     assert "rank 0 of 2 was killed by SIGKILL" in said
-    run(world, *LONGER, store="longer", until="reward")
+    run_alone(world, *LONGER, store="longer", until="reward")
     assert run(world, *LONGER, store="killed-0", until="reward").returncode == 0
     assert_same_metrics(world, "longer", "killed-0", "reward", within=1e-5)
 
@@ -94,7 +87,7 @@ def test_a_stop_request_is_agreed_on_saved_and_gone_on_from(world: Path, asked: 
 
     assert child.returncode == ExitCode.INTERRUPTED, said
     assert "was stopped after step" in said
-    run(world, *LONGER, store="longer", until="reward")
+    run_alone(world, *LONGER, store="longer", until="reward")
     assert run(world, TWO, *LONGER, store=store, until="reward").returncode == 0
     assert_same_metrics(world, "longer", store, "reward", within=1e-5)
     assert weight_distance(world, "longer", store, "reward") < 1e-6
