@@ -16,6 +16,8 @@ FULL = 4
 "Bytes of a float32."
 TILE = (4096, 32768)
 "Positions and vocabulary entries of a tile of TRL's output head."
+_PLACES = 40
+"Bytes that say where the rows of one chosen expert come from and go to, and their weight."
 _SCORE_COPIES = 4
 "Tensors (heads, queries, keys) kept where no fused kernel computes attention."
 
@@ -83,6 +85,7 @@ def layer_bytes(trained: Trained, precision: Precision, step: Pass) -> dict[str,
         + (_magnitudes(trained, precision) if trained.magnitudes else 0),
         "attention": attention,
         "feed-forward": shape.intermediate * precision.compute * (3 if shape.gated else shape.act_copies),
+        "experts": _routed(shape, precision),
     }
 
 
@@ -90,9 +93,11 @@ def transient_bytes(shape: ModelShape, step: Pass) -> float:
     """Return what the backward pass of one layer holds beyond what was kept: gradients on their way.
 
     One float32 gradient as wide as the feed-forward part and two or three as wide as the hidden states,
-    fitted on the live tensors of the project's trainers.
+    fitted on the live tensors of the project's trainers; with experts, one in half precision for each
+    that computes a token.
     """
-    return step.tokens * (FULL * shape.intermediate + 10 * shape.hidden)
+    routed = 2 * shape.experts.active * shape.hidden if shape.experts else 0
+    return step.tokens * (FULL * shape.intermediate + 10 * shape.hidden + routed)
 
 
 def lengths_bytes(trained: Trained) -> float:
@@ -143,6 +148,14 @@ def _norm(shape: ModelShape, precision: Precision, *, trained: bool) -> float:
     if shape.norm == "layer":
         return shape.hidden * (FULL if precision.autocast else precision.stream) + 2 * FULL
     return shape.hidden * (FULL + (precision.stream if trained else 0)) + FULL
+
+
+def _routed(shape: ModelShape, precision: Precision) -> float:
+    """Bytes a token of routing: what each chosen expert gave, where its rows went, and the choice itself."""
+    experts = shape.experts
+    if experts is None:
+        return 0.0
+    return experts.active * (shape.hidden * precision.compute + _PLACES) + experts.count * FULL
 
 
 def _qk_norms(trained: Trained) -> float:

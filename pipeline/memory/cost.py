@@ -57,7 +57,7 @@ def _whole(work: Workload) -> bool:
 
 def _operations(work: Workload, shape: ModelShape, step: Pass) -> float:
     """Return the operations of one micro-batch: its passes with gradients, and those that only read."""
-    body = shape.num_linear * step.tokens
+    body = shape.num_active * step.tokens
     attention = shape.layers * step.tokens * step.row_tokens * shape.query_width
     head_rows = step.tokens if step.all_logits else step.answers
     forward = 2 * (body + attention + head_rows * shape.vocabulary * shape.hidden)

@@ -60,8 +60,8 @@ def _encoder(
     """Build layers whose norms stand behind their maps, and learned positions and token types."""
     hidden, inner = int(sizes["hidden_size"]), int(sizes["intermediate_size"])
     heads = int(sizes["num_attention_heads"])
-    wide = ((hidden, hidden, "attention"),) * 3
-    wide += ((hidden, hidden, "context"), (hidden, inner, "mlp"), (inner, hidden, "inner"))
+    wide = [(hidden, hidden, "attention")] * 3
+    wide += [(hidden, hidden, "context"), (hidden, inner, "mlp"), (inner, hidden, "inner")]
     linears = tuple(
         Linear(name.rpartition(".")[2], inputs, outputs, True, reads, name.rpartition(".")[0])
         for name, (inputs, outputs, reads) in zip(names, wide, strict=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError
-from pipeline.memory import encoders
+from pipeline.memory import encoders, moe
 from pipeline.memory.shape import Linear, ModelShape
 
 Config = Mapping[str, Any]
@@ -39,20 +40,21 @@ def shape_of(config: Config, *, where: str = "config.json") -> ModelShape:
     """
     config = config.get("text_config") or config if isinstance(config, dict) else {}
     family = str(config.get("model_type"))
-    if any(config.get(key) for key in _EXPERT_KEYS):
+    build = _FAMILIES.get(family)
+    if family in moe.FAMILIES:
+        build = partial(moe.FAMILIES[family], gated=_gated)
+    elif any(config.get(key) for key in _EXPERT_KEYS):
         raise ModelError(
-            f"{family} has experts; their weights are stored in one block that neither adapters nor "
-            "4-bit loading reach, so no memory plan is made",
+            f"no memory plan for the experts of model_type {family!r}: how they are stored is not known here",
             where=where,
-            hint="a dense base",
+            hint=f"one of {', '.join(sorted(moe.FAMILIES))}, or a dense base; or plan without --gpu",
             code="experts-not-planned",
         )
-    build = _FAMILIES.get(family)
     if build is None:
         raise ModelError(
             f"no memory plan for model_type {family!r}: its layers are not known here",
             where=where,
-            hint=f"one of {', '.join(sorted(_FAMILIES))}; or plan without --gpu",
+            hint=f"one of {', '.join(sorted({*_FAMILIES, *moe.FAMILIES}))}; or plan without --gpu",
             code="unknown-architecture",
         )
     try:

@@ -35,6 +35,29 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """The experts of one layer, stored as two blocks, and the router that chooses among them."""
+
+    count: int
+    active: int
+    "Experts that compute a token."
+    hidden: int
+    inner: int
+    "Width of one expert."
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Weights of each tensor: gate and up maps together, down maps, router."""
+        block = self.count * self.inner * self.hidden
+        return (2 * block, block, self.count * self.hidden)
+
+    @property
+    def num_active(self) -> int:
+        """Weights that compute a token."""
+        return self.active * 3 * self.inner * self.hidden + self.count * self.hidden
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """What a config.json says of a decoder's sizes."""
 
@@ -45,6 +68,7 @@ class ModelShape:
     kv_heads: int
     head_size: int
     intermediate: int
+    "Of the feed-forward part; with experts, of those together that compute a token."
     vocabulary: int
     linears: tuple[Linear, ...]
     "Of one layer; all layers are alike."
@@ -76,6 +100,8 @@ class ModelShape:
     "Norms stand before the maps of a layer, and one behind the last layer; False: behind the maps."
     outer_linears: tuple[Linear, ...] = ()
     "Maps outside the layers that carry adapters."
+    experts: Experts | None = None
+    "No adapter and no quantisation reaches them."
     own_head: tuple[int, ...] = ()
     "Numbers of weights of each tensor of a classification head of the model's own."
 
@@ -115,7 +141,24 @@ class ModelShape:
     @property
     def num_parameters(self) -> int:
         """All parameters, tied ones once."""
-        return self.num_embedding + self.num_head + self.num_linear + self.num_vectors + self.num_outer
+        return (
+            self.num_embedding
+            + self.num_head
+            + self.num_linear
+            + self.num_vectors
+            + self.num_outer
+            + self.num_experts
+        )
+
+    @property
+    def num_experts(self) -> int:
+        """Parameters of all experts and routers."""
+        return self.layers * sum(self.experts.sizes) if self.experts else 0
+
+    @property
+    def num_active(self) -> int:
+        """Weights of the layers that compute a token: all matrices, of the experts the chosen ones."""
+        return self.num_linear + (self.layers * self.experts.num_active if self.experts else 0)
 
     @property
     def num_outer(self) -> int:
@@ -125,7 +168,8 @@ class ModelShape:
     @property
     def num_layer(self) -> int:
         """Parameters of one layer."""
-        return sum(linear.num_parameters for linear in self.linears) + self.layer_vectors
+        inside = sum(linear.num_parameters for linear in self.linears) + self.layer_vectors
+        return inside + (sum(self.experts.sizes) if self.experts else 0)
 
     def path(self, layer: int, linear: Linear) -> str:
         """Return the full path of a linear map's module."""

@@ -50,6 +50,7 @@ def weight_bytes(shape: ModelShape, method: str, dtype: Dtype) -> dict[str, int]
     return {
         "linear": linear,
         "embedding": (shape.num_embedding + shape.num_head) * size,
+        "experts": shape.num_experts * size,
         "vectors": (shape.num_vectors + shape.num_outer) * size,
     }
 

@@ -89,6 +89,15 @@ class Trained:
     def _is_frozen(self, path: str) -> bool:
         return any(fnmatchcase(path, pattern) for pattern in self.frozen)
 
+    def _expert_sizes(self) -> list[int]:
+        shape, sizes = self.shape, []
+        for layer in range(self.frozen_layers, shape.layers if shape.experts else 0):
+            blocks = (*("mlp.experts",) * 2, "mlp.gate")
+            for block, size in zip(blocks, shape.experts.sizes if shape.experts else (), strict=True):
+                if not self._is_frozen(f"{shape.layers_path}.{layer}.{block}"):
+                    sizes.append(size)
+        return sizes
+
     def _full_sizes(self) -> list[int]:
         shape = self.shape
         maps = [
@@ -98,6 +107,7 @@ class Trained:
             if not self._is_frozen(shape.path(layer, one))
             for size in (one.num_weights, one.outputs if one.bias else 0)
         ]
+        maps += self._expert_sizes()
         norm = shape.layer_vectors // max(1, shape.layer_norms)
         # What a layer's norms leave over are norms of queries and keys.
         rest = shape.layer_vectors - norm * shape.layer_norms

@@ -31,6 +31,7 @@ from stages.runtime.adapter_folder import (
 )
 from stages.runtime.adapter_start import start_adapter, uniform_start
 from stages.runtime.adapter_weights import MAGNITUDE, named_adapter_parameters, stored_key
+from stages.runtime.experts import without_experts
 from stages.runtime.folders import ADAPTER_WEIGHTS_FILE
 from stages.runtime.loading import base_of, causal_lm_of
 from stages.runtime.switch import AdapterSwitch, enable_checkpointing
@@ -74,7 +75,7 @@ def new_adapter(
         use_rslora=tuning.use_rslora,
         task_type="CAUSAL_LM",
     )
-    model = _inject(base, config, name=name)
+    model = _inject(base, without_experts(causal_lm_of(base), config), name=name)
     start_adapter(model, name, tuning.lora_init, seed=seed)
     _set_trainable(model, name, tuning)
     return model

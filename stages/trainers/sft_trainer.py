@@ -67,7 +67,12 @@ class AnswerTrainer(SFTTrainer):
         # TRL rounds the adapters of a 4-bit base to bfloat16: the parent's weights, and AdamW's small
         # steps, would be lost. What it was given is put back.
         given = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+        settings = model.config.get_text_config()
+        balance = getattr(settings, "router_aux_loss_coef", None)
         super().__init__(model=model, args=args, **others)
+        if balance is not None:
+            # TRL writes its own coefficient into the config, which a whole model would be published with.
+            settings.router_aux_loss_coef = balance
         for parameter, values in given:
             parameter.data = values
         self.head = head
@@ -175,6 +180,8 @@ def trainer_arguments(config: SftConfig, *, num_rows: int, folder: Path) -> SFTC
         return SFTConfig(
             **shared,
             loss_type="nll",
+            # Routers are frozen beside adapters, and a loss on their balance would hide the loss of answers.
+            router_aux_loss_coef=0.0,
             activation_offloading=False,
             dataset_kwargs={"skip_prepare_dataset": True},
             max_length=None,

@@ -18,6 +18,9 @@ IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 GPT2 = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "vocab_size": 131, **IDS}
 OPT = {"ffn_dim": 96, "word_embed_proj_dim": 64}
 
+FEW = {"num_experts_per_tok": 2}
+NARROW = {"num_experts": 5, "moe_intermediate_size": 48}
+
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, grouped heads": ("llama", {"num_key_value_heads": 2}),
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
@@ -37,6 +40,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2),
     "gpt_neox": ("gpt_neox", {}),
     "opt": ("opt", OPT),
+    "mixtral": ("mixtral", {"num_key_value_heads": 2, **FEW, "num_local_experts": 5}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {"num_key_value_heads": 2, "shared_expert_intermediate_size": 80, **FEW, **NARROW},
+    ),
+    "qwen3_moe": ("qwen3_moe", {"num_key_value_heads": 2, "head_dim": 24, **FEW, **NARROW}),
+    "olmoe": ("olmoe", {"num_key_value_heads": 2, **FEW, "num_experts": 5}),
 }
 "A name -> model_type and the keys that make it uneven."
 

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.cli.main import main
 from pipeline.config.run import TuningConfig
+from pipeline.memory import moe
 from pipeline.memory.families import _FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +42,8 @@ def test_the_modules_that_the_page_runs_are_there():
 
 def test_every_key_of_tuning_and_every_family_stands_on_the_page():
     assert [name for name in TuningConfig.model_fields if f"`{name}`" not in PAGE] == []
-    assert [name for name in _FAMILIES if name not in PAGE.replace("gemma3", "gemma3 gemma3_text")] == []
+    families = [*_FAMILIES, *moe.FAMILIES]
+    assert [name for name in families if name not in PAGE.replace("gemma3", "gemma3 gemma3_text")] == []
 
 
 def test_every_ready_run_file_stands_on_the_page():

@@ -90,13 +90,15 @@ def test_without_a_card_nothing_is_said_of_memory(run_file, capsys, monkeypatch)
     assert "memory" not in capsys.readouterr().out
 
 
-def test_a_base_with_experts_gets_no_plan_and_says_why(run_file, capsys):
-    config = {**LLAMA_8B, "model_type": "mixtral", "num_local_experts": 8}
+def test_a_base_with_unknown_experts_gets_no_plan_and_says_why(run_file, capsys):
+    config = {**LLAMA_8B, "model_type": "deepseek_v3", "n_routed_experts": 8}
     (run_file.parent / "base" / "config.json").write_text(json.dumps(config))
 
     assert _plan(run_file, "--gpu", "9GiB") == 0
 
-    assert "sft: no plan, mixtral has experts" in capsys.readouterr().out
+    assert (
+        "sft: no plan, no memory plan for the experts of model_type 'deepseek_v3'" in capsys.readouterr().out
+    )
 
 
 def test_a_stage_that_computes_nothing_on_a_card_says_so(run_file, capsys):

@@ -87,6 +87,38 @@ PUBLISHED = {
         },
         494_032_768,
     ),
+    "Mixtral-8x7B": (
+        {
+            "model_type": "mixtral",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 32000,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "tie_word_embeddings": False,
+        },
+        46_702_792_704,
+    ),
+    "Qwen3-30B-A3B": (
+        {
+            "model_type": "qwen3_moe",
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "moe_intermediate_size": 768,
+            "num_hidden_layers": 48,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "vocab_size": 151936,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "tie_word_embeddings": False,
+        },
+        30_532_122_624,
+    ),
     "gpt2": (
         {
             "model_type": "gpt2",
@@ -108,13 +140,20 @@ def test_public_models_have_their_published_number_of_parameters(name):
     assert shape_of(config).num_parameters == published
 
 
-def test_a_model_with_experts_is_refused_in_words():
-    config = {"model_type": "mixtral", "num_local_experts": 8}
-
-    with pytest.raises(ModelError, match="has experts") as caught:
-        shape_of(config)
+def test_experts_whose_blocks_are_not_known_are_refused_in_words():
+    with pytest.raises(ModelError, match="experts of model_type 'gpt_oss'") as caught:
+        shape_of({"model_type": "gpt_oss", "num_local_experts": 8})
 
     assert caught.value.findings[0].code == "experts-not-planned"
+    assert "mixtral" in caught.value.findings[0].hint
+
+
+@pytest.mark.parametrize("changes", [{"mlp_only_layers": [0]}, {"decoder_sparse_step": 2}])
+def test_experts_in_some_layers_only_are_refused_in_words(changes):
+    config = {**keys_of("qwen3_moe"), "model_type": "qwen3_moe", **changes}
+
+    with pytest.raises(ModelError, match="only some of its layers have experts"):
+        shape_of(config)
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones():
