@@ -53,7 +53,9 @@ def chromium() -> str:
     pytest.skip("chromium is not installed: nothing to look at the page with")
 
 
-def look_at(page: Path, *, width: int = 1280, height: int = 2000, script: str = "") -> View:
+def look_at(
+    page: Path, *, width: int = 1280, height: int = 2000, script: str = "", media: str = "", theme: str = ""
+) -> View:
     """Open a page in a window of this size; run a script in it when one is given.
 
     Args:
@@ -61,9 +63,11 @@ def look_at(page: Path, *, width: int = 1280, height: int = 2000, script: str = 
         width: pixels of the window.
         height: pixels of the window.
         script: JavaScript that is run before the picture is taken, such as a click.
+        media: `print` shows the page as it is printed; empty shows it as on a screen.
+        theme: `dark` or `light`, as the system would ask for; empty is the browser's own.
     """
     with _Browser(chromium()).running() as browser:
-        return browser.view(page, width, height, script)
+        return browser.view(page, width, height, script, {"media": media, "theme": theme})
 
 
 class _Browser:
@@ -105,7 +109,7 @@ class _Browser:
                 os.close(self.commands)
                 os.close(self.answers)
 
-    def view(self, page: Path, width: int, height: int, script: str) -> View:
+    def view(self, page: Path, width: int, height: int, script: str, asked_for: dict[str, str]) -> View:
         address = page.resolve().as_uri()
         target = self._ask("Target.createTarget", {"url": "about:blank"})["targetId"]
         session = self._ask("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
@@ -113,6 +117,9 @@ class _Browser:
             self._ask(f"{domain}.enable", {}, session)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._ask("Emulation.setDeviceMetricsOverride", size, session)
+        features = [{"name": "prefers-color-scheme", "value": asked_for["theme"]}]
+        emulated = {"media": asked_for["media"], "features": features if asked_for["theme"] else []}
+        self._ask("Emulation.setEmulatedMedia", emulated, session)
         self._ask("Page.navigate", {"url": address}, session)
         while not self.loaded:
             self._read()

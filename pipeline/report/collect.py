@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,18 @@ def day_and_time(moment: datetime) -> str:
     """Return a moment as a reader expects it, in UTC."""
     moment = moment.astimezone(UTC)
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
+
+
+def joined(data: list[DataView]) -> list[DataView]:
+    """Show what several stages found alike in the same file once, under all their names."""
+    groups: list[list[DataView]] = []
+    for item in data:
+        alike = [group for group in groups if replace(item, stage=group[0].stage) == group[0]]
+        if alike:
+            alike[0].append(item)
+        else:
+            groups.append([item])
+    return [replace(group[0], stage=", ".join(item.stage for item in group)) for group in groups]
 
 
 def metrics_file(store: Store, status: StageStatus) -> Path | None:
@@ -203,6 +216,7 @@ def _artifacts(
                 samples.append(shown)
             elif output.kind == ArtifactKind.DATA_REPORT and (found := read_data_report(place, stage)):
                 data.append(found)
+    data = joined(data)
     # The last stage's table is the result; those before it lead there.
     return tables[::-1], samples[::-1], data
 

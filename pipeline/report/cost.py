@@ -92,6 +92,8 @@ def _shown(row: dict[str, Any], name: str, whole: float) -> str:
     value = _value(row, name)
     if value is None:
         return "" if name == "tokens_per_second" and "name" not in row else "–"
+    if name == "seal" and 0 < value < 0.05:
+        return "< 0.1 s"
     if name in ("seconds", "start", "seal"):
         return duration(value)
     if name == "share":

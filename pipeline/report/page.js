@@ -251,6 +251,11 @@
     if (close.get(plot.figure.closest(".stage-curves")) && near(plot.place)) plot.draw();
     else seen.observe(plot.place);
   }
+  // A page of ordinary size is then drawn whole, for pictures of the whole page.
+  const MOST_AT_ONCE = 150;
+  if (plots.length <= MOST_AT_ONCE && window.requestIdleCallback) {
+    requestIdleCallback(() => plots.forEach((plot) => { if (!plot.drawn && plot.place.clientWidth) plot.draw(); }));
+  }
   const again = () => plots.forEach((plot) => { if (plot.drawn) plot.draw(); });
   let waiting = 0;
   addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(again, 120); });

@@ -18,8 +18,9 @@ from pipeline.report.artifacts import (
     read_samples,
     read_tables,
 )
-from pipeline.report.collect import collect
+from pipeline.report.collect import collect, joined
 from pipeline.report.live import LivePage
+from pipeline.report.view import DataView
 from pipeline.report.write import write_report
 from tests.fakes.engine import Engine
 
@@ -218,3 +219,19 @@ def test_messages_are_shown_with_their_roles():
     assert as_text([{"role": "user", "content": "hi"}]) == "hi"
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     assert as_text(turns) == "user: a\n\nassistant: b"
+
+
+def test_what_several_stages_found_alike_in_a_file_is_shown_once():
+    facts = [("rows read", "9")]
+    data = [
+        DataView("reward", "pairs.jsonl", facts, [], []),
+        DataView("dpo", "pairs.jsonl", facts, [], []),
+        DataView("kto", "pairs.jsonl", [("rows read", "8")], [], []),
+    ]
+
+    found = joined(data)
+
+    assert [(item.stage, item.facts) for item in found] == [
+        ("reward, dpo", facts),
+        ("kto", [("rows read", "8")]),
+    ]

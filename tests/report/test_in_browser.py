@@ -25,9 +25,9 @@ SCROLL = f"""(async () => {{
 
 @pytest.fixture
 def long_page(tmp_path):
-    """Thirty stages with three curves each; the first are far below the window's edge."""
+    """Sixty stages with three curves each; the first are far below the window's edge."""
     series = {name: curve(2, 1, seed=number) for number, name in enumerate(("loss", "kl", "reward"))}
-    stages = [StageView(f"s{n}", "ppo", "ran", key="a" * 64, series=series) for n in range(30)]
+    stages = [StageView(f"s{n}", "ppo", "ran", key="a" * 64, series=series) for n in range(60)]
     path = tmp_path / "report.html"
     path.write_text(render(replace(demo(), stages=stages)), encoding="utf-8")
     return path
@@ -40,4 +40,21 @@ def test_a_curve_that_is_far_away_is_drawn_when_it_comes_near(long_page):
     assert before == ["before", "0"]
     assert after[1] == "3"
     # Those that were never in sight cost nothing still.
-    assert int(after[3]) < 30
+    assert int(after[3]) < 60
+
+
+def test_a_page_of_ordinary_size_is_drawn_whole_once_it_is_idle(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(render(demo()), encoding="utf-8")
+    wait = f"""(async () => {{
+      const wanted = [...document.querySelectorAll('.plot')].filter((place) => place.clientWidth).length;
+      for (let turn = 0; turn < 200 && {DRAWN} < wanted; turn++) {{
+        await new Promise((done) => setTimeout(done, 50));
+      }}
+      console.warn(`${{{DRAWN}}} of ${{wanted}}`);
+    }})()"""
+
+    view = look_at(path, height=900, script=wait)
+
+    # One curve of base, two of sft and of reward, three of dpo, five of ppo, and three of speed of each.
+    assert view.console == ["28 of 28"]
