@@ -70,6 +70,18 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     return [*findings, *too_many_rejects(rejects, len(rows), config.max_rejected_share, source.path)]
 
 
+def rows_a_rank(config: SftConfig, count: int) -> int | None:
+    """Return the rows of a micro-batch when processes share an optimizer step; None when it does not divide.
+
+    Whole micro-batches are handed out where they divide; else the largest one that fits each share.
+    """
+    micro, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    share, left = divmod(micro * accumulated, count)
+    if left:
+        return None
+    return next(size for size in range(min(micro, share), 0, -1) if share % size == 0)
+
+
 def outlook(stage: StageCheck) -> Sequence[str]:
     """Say when the rows of this stage will be padded."""
     from stages.runtime.packing import packing_note
@@ -105,6 +117,7 @@ SPEC = StageSpec(
     memory=memory,
     summary="supervised fine-tuning on demonstrations (TRL's SFTTrainer), loss on the answer only",
     check=check,
+    backends=("ddp",),
     outlook=outlook,
     metrics=("train_loss", "eval_loss", "mean_token_accuracy", "eval_mean_token_accuracy", "num_tokens"),
 )

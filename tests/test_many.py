@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate.data_loader import SeedableRandomSampler
 
 from pipeline.config.accelerate import AccelerateConfig
 from pipeline.errors import ExitCode, Finding
@@ -14,8 +17,11 @@ from pipeline.many import LOST_RANK, launch_command, rank_folder, verdict
 from pipeline.place import Place
 from pipeline.work import Failure, WorkFolder
 from stages.config import OptimizationConfig
+from stages.runtime.ranks import OneRank
+from stages.sft import SftConfig, rows_a_rank
 from stages.trainers.order import row_batches
 from stages.trainers.pairs import make_batches
+from stages.trainers.sft_ranks import IDLE, RankBatches, Share
 from tests.pair_fixtures import token_pairs
 
 KILLED_TABLE = """
@@ -177,3 +183,67 @@ def test_rank_0_works_in_the_folder_of_the_stage_and_others_beside_it(tmp_path: 
 
     assert rank_folder(work, 0) == work
     assert rank_folder(work, 1).scratch == tmp_path / "ranks" / "rank-1" / "scratch"
+
+
+@pytest.mark.parametrize(
+    ("rows", "accumulated", "count", "expected"),
+    [
+        pytest.param(8, 4, 2, 8, id="whole micro-batches are handed out"),
+        pytest.param(8, 1, 2, 4, id="one micro-batch is halved"),
+        pytest.param(4, 3, 2, 3, id="three micro-batches of four are four of three"),
+        pytest.param(8, 1, 3, None, id="eight rows are not divided by three"),
+        pytest.param(1, 2, 4, None, id="more processes than rows"),
+    ],
+)
+def test_the_rows_of_an_sft_step_are_divided_or_the_setting_is_refused(
+    rows: int, accumulated: int, count: int, expected: int | None
+) -> None:
+    config = SftConfig(per_device_train_batch_size=rows, gradient_accumulation_steps=accumulated)
+
+    assert rows_a_rank(config, count) == expected
+    if expected is not None:
+        share = Share.of(config, count)
+        assert count * share.micro_batch * share.micro_batches == rows * accumulated == share.rows_a_step
+
+
+@dataclass
+class _Seat(OneRank):
+    """A rank of several that never meets the others."""
+
+    rank: int
+    count: int
+
+    def share(self, parts):
+        return parts[self.rank :: self.count]
+
+
+@pytest.mark.parametrize("num_rows", [16, 17, 18, 23, 3, 1])
+@pytest.mark.parametrize("count", [2, 4])
+def test_ranks_of_sft_take_every_row_once_in_the_steps_of_one_process(num_rows: int, count: int) -> None:
+    config = SftConfig(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    share = Share.of(config, count)
+    ranks = [RankBatches(num_rows, share, _Seat(rank, count), seed=3) for rank in range(count)]
+    order = list(SeedableRandomSampler(range(num_rows), generator=torch.Generator(), data_seed=3))
+
+    taken = [list(batches) for batches in ranks]
+
+    assert len({len(batches) for batches in taken}) == 1, "every rank takes as many turns"
+    assert [len(batches) for batches in ranks] == [len(batches) for batches in taken]
+    steps = range(0, num_rows, 8)
+    for number, start in enumerate(steps):
+        turns = [
+            batches[number * share.micro_batches : (number + 1) * share.micro_batches] for batches in taken
+        ]
+        rows = sorted(row for part in turns for micro in part for row in micro if row != IDLE)
+        assert rows == sorted(order[start : start + 8])
+
+
+def test_another_epoch_of_sft_is_the_order_that_one_process_takes_then() -> None:
+    config = SftConfig(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    batches = RankBatches(8, Share.of(config, 2), _Seat(0, 2), seed=3)
+    order = SeedableRandomSampler(range(8), generator=torch.Generator(), data_seed=3)
+
+    batches.set_epoch(5)
+    order.set_epoch(5)
+
+    assert list(batches) == [list(order)[:4]]

@@ -54,7 +54,7 @@ def test_a_killed_rank_is_named_and_the_same_command_goes_on(world: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["base_stage", "reward", "dpo"])
+@pytest.mark.parametrize("stage", ["base_stage", "sft", "reward", "dpo"])
 def test_two_processes_give_the_stage_of_one(world: Path, stage: str) -> None:
     alone = run_alone(world, store="one", until=stage)
     both = run(world, TWO, store="two", until=stage)
@@ -75,6 +75,21 @@ def test_rank_0_killed_is_named_and_one_process_may_go_on_for_two(world: Path) -
     run_alone(world, *LONGER, store="longer", until="reward")
     assert run(world, *LONGER, store="killed-0", until="reward").returncode == 0
     assert_same_metrics(world, "longer", "killed-0", "reward", within=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_sft_goes_on_from_the_checkpoint_of_two(world: Path, how: signal.Signals) -> None:
+    longer, store = ("sft.max_steps=14", "sft.save_steps=3"), f"sft-{how.name}"
+    child, ranks = run_until_step(world, TWO, *longer, store=store, until="sft", step=4)
+    end(ranks[1] if how == signal.SIGKILL else child.pid, how)
+    _, said = child.communicate()
+
+    assert ("rank 1 of 2 was killed" if how == signal.SIGKILL else "was stopped after step") in said
+    assert run_alone(world, *longer, store="longer-sft", until="sft") == 0
+    assert run(world, TWO, *longer, store=store, until="sft").returncode == 0
+    assert_same_metrics(world, "longer-sft", store, "sft", within=1e-4)
+    assert weight_distance(world, "longer-sft", store, "sft") < 1e-5
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from stages.runtime.adapters import (
 )
 from stages.runtime.handover import HandOver, prove_hand_over
 from stages.runtime.loading import load_base, load_tokenizer, position_findings, vocabulary_findings
+from stages.runtime.ranks import open_ranks
 from stages.runtime.saving.seal import train_sealed
 from stages.runtime.text.chat import ChatText, TextContract
 from stages.runtime.whole_model import open_whole, save_whole
@@ -75,6 +76,7 @@ def train_sft(ctx: StageContext) -> StageResult:
         Interrupted: the stage was asked to stop; the last checkpoint is sealed.
     """
     config: SftConfig = ctx.config
+    ranks = open_ranks(ctx)
     prepared = prepare(ctx)
     longest = max(len(row.input_ids) for part in (prepared.train, prepared.held_out) for row in part.rows)
     model, proof = start_model(ctx, prepared.tokenizer, longest=longest)
@@ -82,8 +84,10 @@ def train_sft(ctx: StageContext) -> StageResult:
     if without_base_dropout(model):
         notes.append("dropout of the base model is off: it is frozen")
     layout = choose_layout(model, config, prepared.tokenizer)
+    # Every rank writes its random state into the main one's checkpoints.
+    folder = ranks.from_main(lambda: ctx.scratch_dir / "trainer")
     trainer = make_trainer(
-        model, prepared.train.rows, config, layout, prepared.tokenizer, folder=ctx.scratch_dir / "trainer"
+        model, prepared.train.rows, config, layout, prepared.tokenizer, folder=folder, ranks=ranks
     )
     # The trainer may not have touched what it was given: TRL resets or rounds adapters in some set-ups.
     if config.tuning.method != "full":
@@ -104,6 +108,8 @@ def train_sft(ctx: StageContext) -> StageResult:
         if trainer.early:
             trainer.early.put_back()
         final = evaluation.measure()
+    if not ranks.is_main:
+        return StageResult({})
     role, folder = write_policy(ctx, model, prepared.tokenizer)
     if prepared.rejects:
         write_rejects(prepared.rejects, folder / REJECTS_FILE)

@@ -20,12 +20,14 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from pipeline.errors import StageFailed
 from stages.runtime.adapter_folder import write_tensors
+from stages.runtime.ranks import ONE, Ranks
 from stages.runtime.trained_head import Head
 from stages.sft import SftConfig
 from stages.trainers.early_stopping import EarlyStopping
 from stages.trainers.order import total_steps
 from stages.trainers.sft_layout import AnswerLogprobs, Layout, answer_logprobs, joined_inputs
-from stages.trainers.sft_rows import TokenRow
+from stages.trainers.sft_ranks import RankBatches, RankLoader, Share
+from stages.trainers.sft_rows import IGNORED, TokenRow
 from stages.trainers.trl_arguments import shared_arguments
 
 TOTALS_FILE = "totals.json"
@@ -63,7 +65,16 @@ class AnswerTrainer(SFTTrainer):
     # The loss below is divided by the tokens of the whole optimizer step, not of the micro-batch.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, model: PeftModel, args: SFTConfig, *, head: Head | None, **others: Any) -> None:
+    def __init__(
+        self,
+        model: PeftModel,
+        args: SFTConfig,
+        *,
+        head: Head | None,
+        share: Share | None = None,
+        ranks: Ranks = ONE,
+        **others: Any,
+    ) -> None:
         # TRL rounds the adapters of a 4-bit base to bfloat16: the parent's weights, and AdamW's small
         # steps, would be lost. What it was given is put back.
         given = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
@@ -75,7 +86,7 @@ class AnswerTrainer(SFTTrainer):
             settings.router_aux_loss_coef = balance
         for parameter, values in given:
             parameter.data = values
-        self.head = head
+        self.head, self._share, self.ranks = head, share, ranks
         self.totals = Totals()
         self.early: EarlyStopping | None = None
         "Goes into every checkpoint."
@@ -89,14 +100,18 @@ class AnswerTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the loss of one micro-batch, weighted by its share of the step's answer tokens."""
-        # Several processes, or a load-balancing loss, need TRL's own forward through the wrapped model.
-        if self.accelerator.num_processes > 1 or self.aux_loss_enabled or return_outputs:
+        # A load-balancing loss needs TRL's own forward.
+        if self.aux_loss_enabled or return_outputs:
             if "lengths" in inputs:
                 inputs = {**inputs, **joined_inputs(inputs.pop("lengths"))}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        # The trainer gives autocast to model.forward alone, which is not what runs here.
+        if self.ranks.count > 1 and bool((inputs["labels"] == IGNORED).all()):
+            self._count(None, inputs)
+            return 0.0 * next(value for value in self.model.parameters() if value.requires_grad).sum()
+        # The trainer gives autocast to model.forward alone, which is not what runs here. Of several ranks
+        # each runs the plain model: their gradients are added in training_step.
         with self.accelerator.autocast():
-            answer = answer_logprobs(model, self.head, inputs)
+            answer = answer_logprobs(self.model, self.head, inputs)
         self._count(answer, inputs)
         loss = -answer.logprobs.sum() / (num_items_in_batch or max(1, answer.num_tokens))
         if not math.isfinite(float(loss.detach())):
@@ -107,19 +122,42 @@ class AnswerTrainer(SFTTrainer):
             )
         return loss
 
-    def _count(self, answer: AnswerLogprobs, inputs: Mapping[str, Tensor]) -> None:
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Run one micro-batch; after the last one of a step, add the gradients of all ranks."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.ranks.count == 1:
+            return loss
+        if self.accelerator.sync_gradients:
+            self.ranks.add_gradients([value for value in self.model.parameters() if value.requires_grad], 0.0)
+        # The trainer logs the mean over ranks; what they hold are parts of a sum.
+        return loss * self.ranks.count
+
+    def get_train_dataloader(self) -> Any:
+        """Return the micro-batches of this rank; in one process the trainer's own."""
+        if self.ranks.count == 1 or self._share is None:
+            return super().get_train_dataloader()
+        seed = int(self.args.data_seed)
+        batches = RankBatches(len(self.train_dataset), self._share, self.ranks, seed=seed)
+        return RankLoader.of(self.train_dataset, batches, self.data_collator)
+
+    def _count(self, answer: AnswerLogprobs | None, inputs: Mapping[str, Tensor]) -> None:
+        """Add up the micro-batches that all ranks just ran; None is one that counts for nothing."""
         mask = inputs.get("attention_mask")
         computed = inputs["input_ids"].numel() if mask is None else int(mask.sum())
-        hits = int(answer.hits.sum())
-        totals, count = self.totals, max(1, answer.num_tokens)
-        totals.loss += -float(answer.logprobs.detach().sum())
-        totals.answer_tokens += answer.num_tokens
-        totals.hits += hits
-        totals.tokens += computed
-        lines = self._metrics["train"]
-        lines["mean_token_accuracy"].append(hits / count)
-        lines["entropy"].append(float(answer.entropies.sum()) / count)
-        lines["num_tokens"] = [totals.tokens]
+        for counted in self.ranks.gathered(None if answer is None else _Counted.of(answer, computed)):
+            if counted is None:
+                continue
+            totals, count = self.totals, max(1, counted.answer_tokens)
+            totals.loss += counted.loss
+            totals.answer_tokens += counted.answer_tokens
+            totals.hits += counted.hits
+            totals.tokens += counted.tokens
+            lines = self._metrics["train"]
+            lines["mean_token_accuracy"].append(counted.hits / count)
+            lines["entropy"].append(counted.entropy / count)
+            lines["num_tokens"] = [totals.tokens]
 
     def create_model_card(self, *_arguments: Any, **_options: Any) -> None:
         """Write none: it would hold paths of this machine."""
@@ -129,6 +167,10 @@ class AnswerTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        # A checkpoint is sealed once every rank has written its random state into it.
+        self.ranks.prove_equal([value for value in self.model.parameters() if value.requires_grad])
+        if not self.ranks.is_main:
+            return
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         (folder / TOTALS_FILE).write_text(json.dumps(asdict(self.totals)), encoding="utf-8")
         if self.early:
@@ -148,6 +190,23 @@ class AnswerTrainer(SFTTrainer):
             self.early.restore(load_file(Path(resume_from_checkpoint) / BEST_FILE), state)
 
 
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """Sums over one micro-batch."""
+
+    loss: float
+    answer_tokens: int
+    hits: int
+    tokens: int
+    entropy: float
+
+    @classmethod
+    def of(cls, answer: AnswerLogprobs, computed: int) -> _Counted:
+        loss = -float(answer.logprobs.detach().sum())
+        hits, entropy = int(answer.hits.sum()), float(answer.entropies.sum())
+        return cls(loss, answer.num_tokens, hits, computed, entropy)
+
+
 def make_trainer(
     model: PeftModel,
     rows: Sequence[TokenRow],
@@ -156,24 +215,33 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     *,
     folder: Path,
+    ranks: Ranks = ONE,
 ) -> AnswerTrainer:
     """Build the trainer of a model that already carries its trainable adapter."""
+    share = Share.of(config, ranks.count)
     data = Dataset.from_dict(
         {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
     )
     return AnswerTrainer(
         model,
-        trainer_arguments(config, num_rows=len(rows), folder=folder),
+        trainer_arguments(config, num_rows=len(rows), folder=folder, share=share),
         head=layout.head,
+        share=share,
+        ranks=ranks,
         data_collator=layout.collator,
         train_dataset=data,
         processing_class=tokenizer,
     )
 
 
-def trainer_arguments(config: SftConfig, *, num_rows: int, folder: Path) -> SFTConfig:
+def trainer_arguments(
+    config: SftConfig, *, num_rows: int, folder: Path, share: Share | None = None
+) -> SFTConfig:
     """Return TRL's arguments. The rows are ours: ids, labels and layout are not touched."""
     shared = shared_arguments(config, steps=total_steps(config, num_rows), folder=folder)
+    if share is not None:
+        shared["per_device_train_batch_size"] = share.micro_batch
+        shared["gradient_accumulation_steps"] = share.micro_batches
     with warnings.catch_warnings():
         # TRL 1.16 itself still sets the older names of the checkpointing arguments.
         warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6")

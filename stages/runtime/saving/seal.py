@@ -27,13 +27,16 @@ from transformers import (
 from pipeline.contract import MetricLogger, StageContext, StopFlag
 from pipeline.disk import Disk
 from pipeline.errors import Finding, Interrupted
+from stages.runtime.ranks import ONE, Ranks, open_ranks
 from stages.runtime.saving.checkpoints import checkpoint_key
 from stages.runtime.saving.durable import sync_tree
 from stages.runtime.saving.listing import listing_findings, make_listing
 
 LOGGER = logging.getLogger(__name__)
 
-REQUIRED_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+REQUIRED_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+RANDOM_STATES = "rng_state*.pth"
+"One file, or one a rank."
 PICKLED_ARGUMENTS = "training_args.bin"
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 _FOLDER = re.compile(r"checkpoint-(\d+)")
@@ -72,6 +75,9 @@ def newest_sealed(folder: Path, key: str) -> SealedSearch:
         found = listing_findings(_seal_of(path), path, key=key, step=step, required=REQUIRED_FILES)
         if not found and not any(any(path.rglob(name)) for name in _WEIGHTS):
             found = [Finding("a checkpoint holds no weights", str(path), code="damaged-checkpoint")]
+        if not found and not any(path.glob(RANDOM_STATES)):
+            message = "a checkpoint lacks rng_state.pth"
+            found = [Finding(message, str(path), code="damaged-checkpoint")]
         damages += found
         for finding in found:
             LOGGER.warning("%s", finding)
@@ -87,10 +93,11 @@ class SealCallback(TrainerCallback):
         key: what the checkpoints belong to: checkpoint_key(ctx).
         stop: set when a person or the scheduler asks the stage to stop.
         keep: sealed checkpoints to keep.
+        ranks: the processes that train; all stop when one is asked to.
     """
 
-    def __init__(self, key: str, stop: StopFlag, *, keep: int = 2) -> None:
-        self._key, self._stop, self._keep = key, stop, keep
+    def __init__(self, key: str, stop: StopFlag, *, keep: int = 2, ranks: Ranks = ONE) -> None:
+        self._key, self._stop, self._keep, self._ranks = key, stop, keep, ranks
         self.ended = False
         "Whether the training ended by itself before its last step."
 
@@ -110,7 +117,7 @@ class SealCallback(TrainerCallback):
         """
         if control.should_training_stop and state.global_step < state.max_steps:
             control.should_save, self.ended = False, True
-        elif state.global_step < state.max_steps and self._stop.requested:
+        elif state.global_step < state.max_steps and self._ranks.any(self._stop.requested):
             control.should_save = True
             control.should_training_stop = True
         return control
@@ -214,11 +221,11 @@ def train_sealed(trainer: Any, ctx: StageContext, *, text: str = "") -> SealedSe
     Raises:
         Interrupted: the stage was asked to stop; the last checkpoint is sealed.
     """
-    key = checkpoint_key(ctx)
-    found = newest_sealed(Path(trainer.args.output_dir), key)
+    key, ranks = checkpoint_key(ctx), open_ranks(ctx)
+    found = ranks.from_main(lambda: newest_sealed(Path(trainer.args.output_dir), key))
     # The stage's logger is the one place for metrics.
     trainer.remove_callback(PrinterCallback)
-    seal = SealCallback(key, ctx.stop)
+    seal = SealCallback(key, ctx.stop, ranks=ranks)
     trainer.add_callback(seal)
     trainer.add_callback(LogCallback(ctx.logger, text))
     # Never True: that would take the newest folder by its name, whole or not.
