@@ -75,10 +75,16 @@ def compare_runs(first: RunView, second: RunView) -> list[StagePair]:
 def compare_tables(first: RunView, second: RunView) -> list[TableView]:
     """Return the tables that both runs published, each number followed by the other run's.
 
-    Rows are matched by their first cell, columns by their name; what only one run has is left out.
+    Tables of a stage with the same result in both say nothing here and are left out. Rows are
+    matched by their first cell, columns by their name; what only one run has is left out.
     """
     others = {(table.stage, table.title): table for table in second.tables}
-    joined = [_join(table, others.get((table.stage, table.title))) for table in first.tables]
+    same = {pair.name for pair in compare_runs(first, second) if pair.same}
+    joined = [
+        _join(table, others.get((table.stage, table.title)))
+        for table in first.tables
+        if table.stage not in same
+    ]
     return [table for table in joined if table is not None]
 
 

@@ -45,6 +45,13 @@ def test_tables_are_joined_by_row_and_column(engine):
     ]
 
 
+def test_tables_of_a_stage_with_the_same_result_are_left_out(engine):
+    run = collect(engine.store, "chain")
+
+    assert len(run.tables) > 0
+    assert compare_tables(run, replace(run, name="again")) == []
+
+
 def test_the_command_prints_both_runs(engine, capsys):
     code = main(["compare", "chain", "other", "--store", str(engine.store.root)])
 
