@@ -183,7 +183,7 @@ def _descend(
         config=CONFIG,
         total_steps=steps,
         batches=lambda step: [step],
-        loss=lambda _: LossOutput((weight * (1 + noise * torch.rand(1))).sum()),
+        loss=lambda _: LossOutput((weight * (1 - noise * torch.rand(1))).sum()),
         ctx=ctx,
         prefix="test",
         evaluate=measure,

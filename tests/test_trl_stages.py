@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
@@ -90,6 +91,23 @@ def test_kto_learns_what_people_called_good(kto):
     assert result.metrics["eval_auc"] > 0.9
     assert result.metrics["eval_rewards/chosen"] > result.metrics["eval_rewards/rejected"]
     assert (result.outputs["adapter"] / "text.json").is_file()
+
+
+def test_kto_says_on_every_line_how_many_tokens_it_computed_and_how_fast(kto):
+    ctx, _ = kto
+    lines = [line for line in ctx.logger.lines if "loss" in line]
+
+    # A step holds 8 of the 72 training rows: 10 steps are the whole set and 8 rows of the second pass.
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert all(line["tokens_per_second"] > 0 for line in lines)
+    # A byte is a token here. The template adds 20: <|im_start|> user newline (1 + 5), <|im_end|> newline (2),
+    # <|im_start|> assistant newline (1 + 10) and the <|im_end|> after the answer.
+    counts = [line["num_tokens"] for line in lines]
+    sizes = [
+        len(row["prompt"]) + len(row[side]) + 20 for row in toy_rows(48) for side in ("chosen", "rejected")
+    ]
+    assert min(sizes) * 8 <= counts[0] <= max(sizes) * 8
+    assert all(min(sizes) * 8 <= b - a <= max(sizes) * 8 for a, b in pairwise(counts))
 
 
 def test_kto_reads_single_labelled_responses(tiny_base, sft, tmp_path):
@@ -189,13 +207,17 @@ def test_four_group_steps_equal_two_and_two_bit_for_bit(world, tmp_path, spec, c
 
 
 def test_four_kto_steps_equal_two_and_two_bit_for_bit(tiny_base, sft, tmp_path):
-    straight = KTO.run(kto_context(tmp_path / "a", tiny_base, sft, max_steps=4))
+    whole = kto_context(tmp_path / "a", tiny_base, sft, max_steps=4)
+    straight = KTO.run(whole)
     with pytest.raises(Interrupted):
         KTO.run(kto_context(tmp_path / "b", tiny_base, sft, max_steps=4, stop=ManualStop(after=1)))
 
-    continued = KTO.run(kto_context(tmp_path / "b", tiny_base, sft, max_steps=4))
+    ctx = kto_context(tmp_path / "b", tiny_base, sft, max_steps=4)
+    continued = KTO.run(ctx)
 
     assert_same_weights(straight, continued)
+    assert ctx.logger.series("num_tokens") == whole.logger.series("num_tokens")[2:]
+    assert continued.metrics["num_tokens"] == straight.metrics["num_tokens"]
 
 
 def assert_same_weights(one, other):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ from stages.trainers.trl_policy import (
     with_parent,
 )
 
+TOKENS_FILE = "num_tokens.txt"
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledIds:
@@ -47,10 +50,21 @@ class LabelledIds:
 
 
 class LabelledTrainer(PolicyCheckpoints, KTOTrainer):
-    """TRL's trainer on rows that are already token ids."""
+    """TRL's trainer on rows that are already token ids; its count of tokens goes on after a resume."""
+
+    _total_train_tokens: int
 
     def _prepare_dataset(self, dataset: Dataset, *_arguments: Any, **_options: Any) -> Dataset:
         return dataset
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        (Path(str(output_dir)) / TOKENS_FILE).write_text(str(self._total_train_tokens), encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        written = (Path(resume_from_checkpoint) / TOKENS_FILE).read_text(encoding="utf-8")
+        self._total_train_tokens = int(written)
 
 
 def train_kto(ctx: StageContext) -> StageResult:
