@@ -1,10 +1,11 @@
 """Time and memory of `triptych data check` on many rows like those of hh-rlhf.
 
-    python -m tests.benchmarks.bench_data_check [--rows 100000] [--file FILE]
+    python -m tests.benchmarks.bench_data_check [--rows 100000] [--file FILE] [--alike 100]
 
 Rows are made from a seed: turns and words follow the quantiles of the public harmless-base test file,
 words are drawn from a Zipf distribution. `--file` repeats a real file in place of made rows, with the
-words of each turn in another order so that no row repeats another. One line of JSON is printed: CPU and wall
+words of each turn in another order so that no row repeats another. `--alike` makes so many rows of each prompt,
+one word of it changed: near-duplicates. One line of JSON is printed: CPU and wall
 seconds, rows a CPU second, and the peak resident memory of the process that checked.
 """
 
@@ -76,6 +77,20 @@ class Writer:
             prompt = "".join(parts) + "\n\nAssistant: "
             yield {side: prompt + self.text(RESPONSE_WORDS) for side in ("chosen", "rejected")}
 
+    def alike(self, num_rows: int, copies: int) -> Iterator[dict[str, str]]:
+        """Yield rows of which `copies` share a prompt but for one word."""
+        stems = list(self.rows(max(1, num_rows // copies)))
+        for number in range(num_rows):
+            row = stems[number % len(stems)]
+            prompt, mark, _ = row["chosen"].rpartition("\n\nAssistant: ")
+            words = prompt.split(" ")
+            place = self.random.randrange(1, len(words))
+            if "\n" not in words[place]:
+                words[place] += f"x{number}"
+            yield {
+                side: " ".join(words) + mark + row[side].rpartition(mark)[2] + f" {number}" for side in row
+            }
+
 
 def repeated(path: Path, num_rows: int) -> Iterator[dict[str, str]]:
     """Yield the rows of a real file again and again, each time with other prompts."""
@@ -136,12 +151,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--file", type=Path, help="a real file whose rows are repeated")
+    parser.add_argument("--alike", type=int, default=1, help="rows that share a nearly equal prompt")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "pairs.jsonl"
         begin = time.perf_counter()
-        made_rows = Writer(options.seed).rows(options.rows)
+        writer = Writer(options.seed)
+        made_rows = (
+            writer.alike(options.rows, options.alike) if options.alike > 1 else writer.rows(options.rows)
+        )
         rows = repeated(options.file, options.rows) if options.file else made_rows
         with path.open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -12,7 +12,7 @@ import pytest
 
 from reward.preferences import near
 from reward.preferences.checks.rephrased import CharGrams, Nearest
-from reward.preferences.near import GramSets, jaccard, near_duplicates, similar_between, word_grams
+from reward.preferences.near import GramSets, near_duplicates, similar_between, similar_sets, word_grams
 from reward.preferences.records import normalised
 
 
@@ -27,6 +27,39 @@ def texts(number: int, *, seed: int) -> list[str]:
             words[random.randrange(len(words))] = "other"
         made.append("  ".join(words))
     return made
+
+
+def jaccard(one: np.ndarray, other: np.ndarray) -> float:
+    """The share of grams that two sets have in common."""
+    left, right = set(one.tolist()), set(other.tolist())
+    return len(left & right) / len(left | right)
+
+
+def crowd(number: int, *, seed: int) -> list[str]:
+    """Random texts in four clusters of near-duplicates, some of them equal, and strangers between them."""
+    random = Random(seed)
+    stems = [[f"s{cluster}w{place}" for place in range(12 + 9 * cluster)] for cluster in range(4)]
+    made = []
+    for _ in range(number):
+        words = list(random.choice(stems))
+        for _ in range(random.randrange(3)):
+            words[random.randrange(len(words))] = f"x{random.randrange(50)}"
+        made.append(" ".join(words if random.random() < 0.9 else random.choices(words, k=8)))
+    return made
+
+
+def one_by_one(sets: GramSets) -> list[tuple[int, int, float]]:
+    """The near-duplicates in their order, pair by pair: by band, by distance within it, by place."""
+    marks, found = sets.marks(), []
+    for band in range(near.NUM_BANDS):
+        order = np.argsort(marks[:, band], kind="stable").tolist()
+        for step in range(1, near._MAX_BUCKET + 1):
+            for one, other in zip(order, order[step:], strict=False):
+                met = (marks[one, :band] == marks[other, :band]).any()
+                if marks[one, band] == marks[other, band] and not met:
+                    alike = jaccard(sets[one], sets[other])
+                    found += [(one, other, alike)] if alike >= near.THRESHOLD else []
+    return found
 
 
 def triples(text: str) -> set[tuple[str, ...]]:
@@ -68,6 +101,32 @@ def test_near_duplicates_are_those_that_a_comparison_of_all_pairs_finds() -> Non
     assert set(found) <= exact
     # Sets that are 0.8 alike share a band with 1 - (1 - 0.8^8)^16 = 0.95; more alike ones nearly always.
     assert len(found) >= 0.95 * len(exact) > 20
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param({}, id="as-it-is"),
+        pytest.param({"_FEW": 0}, id="every-pair-in-a-table"),
+        pytest.param({"_FEW": 10**9}, id="every-pair-alone"),
+        pytest.param({"_TILE": 7, "_CELLS": 40, "_FEW": 0}, id="many-tiles-and-tables"),
+        pytest.param({"_TILE": 5, "_MAX_BUCKET": 3}, id="few-neighbours"),
+        pytest.param({"_TILE": 2, "_MAX_BUCKET": 9}, id="neighbours-beyond-a-tile"),
+    ],
+)
+def test_many_near_duplicates_are_found_as_one_by_one_and_in_that_order(
+    monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]
+) -> None:
+    for name, size in sizes.items():
+        monkeypatch.setattr(near, name, size)
+    sets = GramSets()
+    for text in crowd(150, seed=7):
+        sets.append(word_grams(text))
+
+    found = list(similar_sets(sets))
+
+    assert found == one_by_one(sets)
+    assert len(found) > 250
 
 
 def test_sets_in_a_file_give_what_sets_in_memory_give(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,23 +66,28 @@ class Evaluation:
 
 def near_prompts(prompts: PromptSets, settings: CheckSettings) -> CheckResult:
     """Find near-duplicate prompts within one file."""
-    found = list(similar_sets(prompts.grams))
-    lines = prompts.lines
-    touched = {place for one, other, _ in found for place in (one, other)}
+    lines, num_pairs = prompts.lines, 0
+    touched: set[int] = set()
+    shown: list[tuple[int, int, float]] = []
+    for one, other, alike in similar_sets(prompts.grams):
+        num_pairs += 1
+        touched |= {one, other}
+        if len(shown) < settings.num_examples:
+            shown.append((one, other, alike))
     return CheckResult(
         "near_duplicate_prompt",
         "consistency",
         "W",
-        Verdict.WARN if found else Verdict.OK,
+        Verdict.WARN if num_pairs else Verdict.OK,
         len(touched),
         len(lines),
         f"word 3-gram similarity of {THRESHOLD} or more",
         "Split by prompt group, never by row: `triptych data split` keeps these prompts together.",
         tuple(
             Example(lines[other], "prompt", f"{alike:.0%} like the prompt of line {lines[one]}")
-            for one, other, alike in found[: settings.num_examples]
+            for one, other, alike in shown
         ),
-        {"pairs": len(found)},
+        {"pairs": num_pairs},
     )
 
 
@@ -120,7 +125,8 @@ def leakage_results(
         )
 
     exactly = [(one, other, 1.0) for one, other in exact]
-    only_near = [item for item in near if item[2] < 1 or (item[0], item[1]) not in set(exact)]
+    pairs = set(exact)
+    only_near = [item for item in near if item[2] < 1 or (item[0], item[1]) not in pairs]
     return [
         result(
             "split_leakage",
