@@ -4,8 +4,8 @@
 
 Rows are made from a seed: turns and words follow the quantiles of the public harmless-base test file,
 words are drawn from a Zipf distribution. `--file` repeats a real file in place of made rows, with the
-words of each turn in another order so that no row repeats another. `--alike` makes so many rows of each prompt,
-one word of it changed: near-duplicates. One line of JSON is printed: CPU and wall
+words of each turn in another order so that no row repeats another. `--alike` makes so many rows of each
+prompt, one word of it changed: near-duplicates. One line of JSON is printed: CPU and wall
 seconds, rows a CPU second, and the peak resident memory of the process that checked.
 """
 
