@@ -54,7 +54,14 @@ def chromium() -> str:
 
 
 def look_at(
-    page: Path, *, width: int = 1280, height: int = 2000, script: str = "", media: str = "", theme: str = ""
+    page: Path,
+    *,
+    width: int = 1280,
+    height: int = 2000,
+    script: str = "",
+    again: str = "",
+    media: str = "",
+    theme: str = "",
 ) -> View:
     """Open a page in a window of this size; run a script in it when one is given.
 
@@ -63,11 +70,12 @@ def look_at(
         width: pixels of the window.
         height: pixels of the window.
         script: JavaScript that is run before the picture is taken, such as a click.
+        again: JavaScript that is run after the page was loaded a second time.
         media: `print` shows the page as it is printed; empty shows it as on a screen.
         theme: `dark` or `light`, as the system would ask for; empty is the browser's own.
     """
     with _Browser(chromium()).running() as browser:
-        return browser.view(page, width, height, script, {"media": media, "theme": theme})
+        return browser.view(page, width, height, [script, again], {"media": media, "theme": theme})
 
 
 class _Browser:
@@ -109,7 +117,9 @@ class _Browser:
                 os.close(self.commands)
                 os.close(self.answers)
 
-    def view(self, page: Path, width: int, height: int, script: str, asked_for: dict[str, str]) -> View:
+    def view(
+        self, page: Path, width: int, height: int, scripts: list[str], asked_for: dict[str, str]
+    ) -> View:
         address = page.resolve().as_uri()
         target = self._ask("Target.createTarget", {"url": "about:blank"})["targetId"]
         session = self._ask("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
@@ -126,8 +136,14 @@ class _Browser:
         counted = self._ask("Performance.getMetrics", {}, session)["metrics"]
         found = self.view_of_page
         found.busy_seconds = next(item["value"] for item in counted if item["name"] == "TaskDuration")
-        if script:
-            self._ask("Runtime.evaluate", {"expression": script, "awaitPromise": True}, session)
+        for turn, script in enumerate(scripts):
+            if turn and script:
+                self.loaded = False
+                self._ask("Page.reload", {}, session)
+                while not self.loaded:
+                    self._read()
+            if script:
+                self._ask("Runtime.evaluate", {"expression": script, "awaitPromise": True}, session)
         measure = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
         asked = {"expression": measure, "returnByValue": True}
         wide, high = self._ask("Runtime.evaluate", asked, session)["result"]["value"]

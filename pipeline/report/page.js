@@ -4,7 +4,30 @@
   const BOX = { left: 46, right: 8, top: 8, bottom: 20, height: 168 };
   const root = document.documentElement;
   const curves = JSON.parse(document.getElementById("curve-data").textContent);
-  const options = { log: false, smooth: 0 };
+
+  // What the reader chose outlives the reloads of a page that is written anew; a private mode may forbid it.
+  const PLACE = `triptych ${location.pathname}`;
+  const chosen = (() => {
+    try { return JSON.parse(sessionStorage.getItem(PLACE)) || {}; } catch { return {}; }
+  })();
+  const options = { log: Boolean(chosen.log), smooth: chosen.smooth || 0 };
+  root.style.colorScheme = chosen.theme || "";
+  // Folds are known by their words, for their number may grow; counts in the words may change.
+  const folds = () => {
+    const times = {};
+    return [...document.querySelectorAll("details")].map((fold) => {
+      const words = fold.querySelector("summary").textContent.replace(/\d+/g, "");
+      times[words] = (times[words] || 0) + 1;
+      return [fold, `${words} ${times[words]}`];
+    });
+  };
+  if (chosen.open) for (const [fold, name] of folds()) fold.open = chosen.open.includes(name);
+  addEventListener("pagehide", () => {
+    const reference = document.getElementById("reference");
+    const kept = { theme: root.style.colorScheme, ...options, reference: reference ? reference.value : "" };
+    kept.open = folds().filter(([fold]) => fold.open).map(([, name]) => name);
+    try { sessionStorage.setItem(PLACE, JSON.stringify(kept)); } catch { /* Nothing is kept then. */ }
+  });
 
   // The page follows the system's theme until its reader chooses.
   const themeButton = document.getElementById("theme");
@@ -96,6 +119,7 @@
     }
 
     key(event) {
+      if (!this.drawn) this.draw();
       const last = this.shown.length - 1;
       const here = this.index === null ? -1 : this.shown.indexOf(this.index);
       const go = {
@@ -263,6 +287,8 @@
   const tools = document.getElementById("curve-tools");
   if (tools) {
     tools.hidden = false;
+    document.getElementById("log").checked = options.log;
+    document.getElementById("smooth").value = options.smooth * 100;
     document.getElementById("log").addEventListener("change", (event) => { options.log = event.target.checked; again(); });
     document.getElementById("smooth").addEventListener("input", (event) => {
       options.smooth = Number(event.target.value) / 100;
@@ -304,13 +330,16 @@
   const chooser = document.getElementById("reference");
   if (chooser) {
     document.getElementById("sample-tools").hidden = false;
-    chooser.addEventListener("change", () => {
+    chooser.value = chosen.reference || "";
+    const mark = () => {
       for (const card of document.querySelectorAll(".sample")) {
         const texts = [...card.querySelectorAll(".answer")].map((answer) => [answer.dataset.name, answer.querySelector("p")]);
         const found = texts.find(([name]) => name === chooser.value);
         for (const [name, place] of texts) markAnswer(place, found && name !== chooser.value ? found[1].textContent : null);
       }
-    });
+    };
+    chooser.addEventListener("change", mark);
+    if (chooser.value) mark();
   }
 
   // A link to a folded part opens it.

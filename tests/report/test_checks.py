@@ -13,8 +13,9 @@ from pipeline.report.cost import cost_table
 from pipeline.report.page import render
 from pipeline.report.view import AlarmView, RunView
 from tests.browser import look_at
+from tests.report.parsed import Page
 from tests.report.sample_run import curve, demo, stage
-from tests.report.test_page import HOSTILE, Page, hostile_run
+from tests.report.test_hostile import HOSTILE, hostile_run
 
 
 def run_of(**changes):

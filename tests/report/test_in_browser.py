@@ -58,3 +58,25 @@ def test_a_page_of_ordinary_size_is_drawn_whole_once_it_is_idle(tmp_path):
 
     # One curve of base, two of sft and of reward, three of dpo, five of ppo, and three of speed of each.
     assert view.console == ["28 of 28"]
+
+
+def test_what_a_reader_chose_outlives_the_reload_of_a_live_page(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(render(replace(demo(), live=True)), encoding="utf-8")
+    choose = """
+      document.getElementById('theme').click();
+      document.getElementById('log').click();
+      const smooth = document.getElementById('smooth');
+      smooth.value = 40; smooth.dispatchEvent(new Event('input'));
+      const reference = document.getElementById('reference');
+      reference.value = 'SFT'; reference.dispatchEvent(new Event('change'));
+      document.getElementById('stage-2').open = true"""
+    tell = """
+      const open = [...document.querySelectorAll('details[open]')].map((fold) => fold.id);
+      console.warn(document.documentElement.style.colorScheme, document.getElementById('log').checked,
+        document.getElementById('smooth').value, document.getElementById('reference').value,
+        document.querySelectorAll('mark').length > 0, open.join())"""
+
+    view = look_at(path, height=900, script=choose, again=tell, theme="light")
+
+    assert view.console == ["dark True 40 SFT True stage-2"]

@@ -7,10 +7,7 @@ import hashlib
 import json
 import math
 import re
-import shutil
-import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -19,79 +16,13 @@ from pipeline.report.curves import MAX_POINTS, charts_of, thin
 from pipeline.report.lineage import lay_out
 from pipeline.report.numbers import duration, short, size, value_and_interval
 from pipeline.report.page import headline, render
-from pipeline.report.view import Answer, SamplesView, SampleView, StageView, TableView
+from pipeline.report.view import (
+    StageView,
+    TableView,
+)
 from pipeline.tracking.lines import Series
+from tests.report.parsed import Page
 from tests.report.sample_run import curve, demo, stage
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
-
-
-class Page(HTMLParser):
-    """The tags, attributes and visible text of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.blocks: dict[str, list[str]] = {"script": [], "style": []}
-        self.words = ""
-        self.inside = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag in self.blocks:
-            self.inside = tag
-            self.blocks[tag].append("")
-
-    def handle_endtag(self, tag):
-        self.inside = ""
-
-    def handle_data(self, data):
-        if self.inside:
-            self.blocks[self.inside][-1] += data
-        else:
-            self.words += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def hostile_run():
-    run = demo()
-    bad = stage(
-        HOSTILE,
-        "sft",
-        {},
-        {HOSTILE: curve(1, 0)},
-        files={HOSTILE: HOSTILE},
-        reason=HOSTILE,
-        metrics={HOSTILE: 1.0},
-        notes=(HOSTILE,),
-        settings={HOSTILE: HOSTILE},
-    )
-    samples = SamplesView("evaluate", [SampleView(HOSTILE, [Answer(HOSTILE, HOSTILE, {HOSTILE: 1.0})])], 1)
-    table = TableView("evaluate", HOSTILE, [HOSTILE], [[HOSTILE]], (HOSTILE,))
-    return replace(
-        run,
-        name=HOSTILE,
-        stages=[*run.stages, bad],
-        samples=[samples],
-        tables=[table],
-        config_text=HOSTILE,
-        resolved_text=HOSTILE,
-        command=HOSTILE,
-    )
-
-
-def test_hostile_text_is_shown_as_text():
-    text = render(hostile_run())
-
-    page = Page(text)
-    assert len(page.blocks["script"]) == 2
-    assert page.all("img") == []
-    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert page.words.count(HOSTILE) > 10
-    assert HOSTILE not in text
 
 
 def test_the_page_asks_for_nothing_from_elsewhere():
@@ -180,29 +111,6 @@ def test_a_page_of_a_run_that_goes_on_loads_itself_again():
 
     assert len(refresh) == 1
     assert 'http-equiv="refresh"' not in render(demo())
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-@pytest.mark.parametrize("width", [1280, 400])
-def test_a_browser_draws_every_visible_curve_without_a_complaint(tmp_path, width):
-    path = tmp_path / "report.html"
-    path.write_text(render(hostile_run()), encoding="utf-8")
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-        "--disable-background-networking --disable-component-update --virtual-time-budget=3000 "
-        f"--enable-logging=stderr --dump-dom --window-size={width},9000 "
-        f"--user-data-dir={tmp_path / 'profile'}"
-    )
-
-    done = subprocess.run(
-        ["chromium", *flags.split(), path.as_uri()], capture_output=True, text=True, timeout=120, check=False
-    )
-
-    assert "CONSOLE" not in done.stderr
-    main = sum(
-        1 for found in charts_of(hostile_run().stages).values() for chart in found if not chart.secondary
-    )
-    assert done.stdout.count('<div class="plot"><svg') >= main
 
 
 def test_thinning_keeps_ends_and_every_extreme():
