@@ -38,6 +38,8 @@ class PretrainConfig(OptimizationConfig):
     "End when the held-out text no longer gains, and keep the best weights; None trains every step."
     gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IN_KEY)
     "Recompute activations in the backward pass: less memory, about a third more time."
+    activation_offloading: bool = Field(False, json_schema_extra=NOT_IN_KEY)
+    "What the backward pass needs waits in the host's memory: less on the card, more time for the copies."
     learning_rate: float = Field(1e-3, gt=0)
     "Peak learning rate of AdamW; 1e-3 suits a small model from scratch, 1e-5 to 5e-5 a base to adapt."
     max_length: int = Field(256, ge=2)
@@ -77,7 +79,14 @@ def memory(stage: StageCheck) -> Workload:
     """Say what training every weight in float32 holds; the logits of every position are made."""
     config: PretrainConfig = stage.config
     tokens = config.per_device_train_batch_size * config.max_length
-    step = Pass(tokens, config.max_length, 0, all_logits=True, checkpointing=config.gradient_checkpointing)
+    step = Pass(
+        tokens,
+        config.max_length,
+        0,
+        all_logits=True,
+        checkpointing=config.gradient_checkpointing,
+        offloading=config.activation_offloading,
+    )
     return Workload(config.model, None, step, trained=1, autocast=True)
 
 

@@ -47,6 +47,11 @@ def show_memory(rows: Sequence[MemoryRow], card: CardSize) -> None:
         for row in rows
         if row.memory is not None and row.fits and row.memory.total.high > card.memory_bytes
     ]
+    notes += [
+        f"{row.stage}: up to {gib(row.memory.waiting)} GiB of the host's memory hold activations"
+        for row in known
+        if row.memory is not None and row.memory.waiting
+    ]
     title = f"memory on {card.name}, {gib(card.memory_bytes)} GiB"
     tables.show(NEEDS, [_needs(row) for row in known], title=title, notes=[_NEEDS_NOTE, *notes])
     title = "what fits on this card"
@@ -120,6 +125,7 @@ def _plain(row: MemoryRow) -> dict[str, Any]:
         "fits": row.fits,
         "peak_of": memory.phase,
         "num_trained": memory.num_trained,
+        "host_bytes": round(memory.waiting),
         "terms": {name: _case(value) for name, value in memory.terms.items()},
         "allocated": _case(memory.allocated),
         "total": _case(memory.total),

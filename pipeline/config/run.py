@@ -63,6 +63,8 @@ class TuningConfig(StrictModel):
     "Patterns of module paths that keep what they have, such as '*.mlp.*'."
     gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IN_KEY)
     "Recompute activations in the backward pass: less memory, about a third more time."
+    activation_offloading: bool = Field(False, json_schema_extra=NOT_IN_KEY)
+    "What the backward pass needs waits in the host's memory: less on the card, more time for the copies."
     optimizer: Literal["adamw", "paged_adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     "paged: its state may move to the host's memory; 8bit: a quarter of the state, a little less exact."
 

@@ -16,6 +16,8 @@ FULL = 4
 "Bytes of a float32."
 TILE = (4096, 32768)
 "Positions and vocabulary entries of a tile of TRL's output head."
+WAITING = ("layers", "layer inputs", "final norm")
+"Items that wait in the host's memory where activations are offloaded."
 _PLACES = 40
 "Bytes that say where the rows of one chosen expert come from and go to, and their weight."
 _SCORE_COPIES = 4
@@ -53,6 +55,8 @@ class Pass:
     "The loss makes the logits of every position."
     checkpointing: bool = False
     "Layers are recomputed in the backward pass."
+    offloading: bool = False
+    "What the layers keep waits in the host's memory."
 
 
 def saved_bytes(trained: Trained, precision: Precision, step: Pass) -> dict[str, float]:
@@ -69,6 +73,12 @@ def saved_bytes(trained: Trained, precision: Precision, step: Pass) -> dict[str,
     else:
         kept["layers"] = step.tokens * (trained.layers * layer - _first_norm(trained, precision))
     return kept | _around(trained, precision, step)
+
+
+def waiting_bytes(trained: Trained, precision: Precision, step: Pass) -> float:
+    """Return what waits in the host's memory at the end of the forward pass."""
+    kept = saved_bytes(trained, precision, step)
+    return sum(kept.get(name, 0.0) for name in WAITING) if step.offloading else 0.0
 
 
 def layer_bytes(trained: Trained, precision: Precision, step: Pass) -> dict[str, float]:
@@ -140,7 +150,24 @@ def peak_bytes(
     """
     kept = saved_bytes(trained, precision, step)
     inside = kept.pop("recomputed", 0.0) + transient_bytes(trained.shape, step) + lengths_bytes(trained)
+    if step.offloading:
+        kept = {name: size for name, size in kept.items() if name not in WAITING}
+        passing = _passing(trained.shape, precision, step)
+        inside = inside + passing if step.checkpointing else max(inside, passing)
     return sum(kept.values()) + max(logits, inside, beside)
+
+
+def _passing(shape: ModelShape, precision: Precision, step: Pass) -> float:
+    """Bytes on the card of what is on its way to the host or back; fitted on live tensors.
+
+    With recomputed layers their inputs come back; else a layer's forward pass holds its widest tensors
+    until they are copied, each as an adapter reads it too.
+    """
+    if step.checkpointing:
+        return step.tokens * shape.hidden * 3 * precision.stream
+    cast = FULL if precision.stream < FULL and not precision.autocast else 0
+    wide = shape.intermediate * (4 * precision.stream + cast)
+    return step.tokens * (wide + shape.hidden * (2 * FULL + 2 * precision.stream))
 
 
 def _norm(shape: ModelShape, precision: Precision, *, trained: bool) -> float:

@@ -16,6 +16,7 @@ from pipeline.memory.activations import (
     peak_bytes,
     reading_bytes,
     tiled_bytes,
+    waiting_bytes,
 )
 from pipeline.memory.shape import ModelShape
 from pipeline.memory.storage import BYTES, Dtype, optimizer_bytes, weight_bytes
@@ -65,6 +66,8 @@ class StageMemory:
     "When the peak is reached: training, sampling or the optimizer's step."
     num_trained: int
     "Weights that get gradients."
+    waiting: float = 0.0
+    "Bytes of the host's memory that hold offloaded activations."
 
     @property
     def allocated(self) -> Range:
@@ -103,7 +106,9 @@ def estimate(work: Workload, shape: ModelShape) -> StageMemory:
     terms["workspace"] = Range(WORKSPACE / 2, WORKSPACE, 2 * WORKSPACE)
     terms["fragmentation"] = _sum(terms.values()).times(*FRAGMENTATION)
     terms["CUDA context"] = Range(*CONTEXT)
-    return StageMemory(terms, phase, num_trained)
+    step = _step_of(work)
+    waiting = waiting_bytes(trained, precision, step) if step is not None else 0.0
+    return StageMemory(terms, phase, num_trained, waiting)
 
 
 def trained_weights(work: Workload, shape: ModelShape) -> Trained:
@@ -132,6 +137,13 @@ def held_dtype(work: Workload) -> Dtype:
     return "bfloat16"
 
 
+def _step_of(work: Workload) -> Pass | None:
+    """Return the pass with gradients as the tuning runs it."""
+    if work.step is None or work.tuning is None:
+        return work.step
+    return replace(work.step, offloading=work.tuning.activation_offloading)
+
+
 def _held(work: Workload, trained: Trained) -> tuple[int, int, int]:
     """Return trained weights, bytes of adapters and heads, and bytes of optimizer state."""
     heads = work.heads * trained.shape.hidden + work.head_biases
@@ -148,8 +160,8 @@ def _phases(work: Workload, trained: Trained, precision: Precision, num_trained:
     """Return the bytes of each phase beyond what is always held."""
     reading = reading_bytes(trained.shape, work.read_tokens, precision)
     phases = {"reading": Range(reading / _SHORTER, reading, reading)}
-    if work.step is not None:
-        phases["training"] = _bounded(lambda step: _training(work, trained, precision, step), work.step)
+    if (step := _step_of(work)) is not None:
+        phases["training"] = _bounded(lambda one: _training(work, trained, precision, one), step)
         if work.tuning is None or work.tuning.optimizer == "adamw":
             # The square roots and quotients of a step over all tensors at once.
             phases["optimizer step"] = Range.exact(4 * num_trained)

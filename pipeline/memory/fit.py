@@ -97,8 +97,10 @@ def _least_change(fits: Callable[..., bool], config: StrictModel) -> str:
 
 _CHANGES: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": True},
+    {"gradient_checkpointing": True, "activation_offloading": True},
     {"method": "qlora"},
     {"method": "qlora", "gradient_checkpointing": True},
+    {"method": "qlora", "gradient_checkpointing": True, "activation_offloading": True},
 )
 "Changes of the tuning, the least first."
 

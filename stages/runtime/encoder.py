@@ -29,6 +29,7 @@ from stages.runtime.folders import (
     tokenizer_findings,
 )
 from stages.runtime.loading import base_dtype, device
+from stages.runtime.offloading import offload_activations
 
 ADAPTER = "default"
 
@@ -143,6 +144,8 @@ def open_encoder(base: Checkpoint, model: ModelConfig, tuning: TuningConfig, *, 
         hint = "an encoder that AutoModelForSequenceClassification opens, such as a BERT"
         message = f"the encoder cannot be opened: {first}"
         raise ModelError(message, where=where, hint=hint, code="no-encoder") from error
+    if tuning.activation_offloading:
+        offload_activations(getattr(plain, plain.base_model_prefix))
     return Encoder(made.to(device()).eval(), tokenizer, EncoderText(tokenizer))
 
 

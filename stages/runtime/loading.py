@@ -26,6 +26,7 @@ from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.contract import Checkpoint
 from pipeline.errors import Finding, ModelError
 from stages.runtime.folders import model_findings, tokenizer_findings
+from stages.runtime.offloading import offload_activations
 from stages.runtime.text.template_guard import check_template
 from stages.runtime.text.templates import resolve_template
 
@@ -106,6 +107,8 @@ def load_base(source: Checkpoint, model: ModelConfig, tuning: TuningConfig | Non
     _keep_cpu_4bit_unpacked(loaded)
     loaded.requires_grad_(False)
     loaded.eval()
+    if tuning is not None and tuning.activation_offloading:
+        offload_activations(backbone(loaded))
     attention = getattr(loaded.config, "_attn_implementation", "its own")
     held = tuning.method if tuning is not None and tuning.method in ("qlora", "8bit") else "plain"
     LOGGER.info("base %s: %s, %s, attention %s, on %s", where, loaded.dtype, held, attention, device())

@@ -19,7 +19,8 @@ from pipeline.errors import HandOverError
 from reward.model import ScoreHead
 from stages.runtime.adapters import in_frozen_layer
 from stages.runtime.handover import HandOver
-from stages.runtime.loading import load_base
+from stages.runtime.loading import backbone, load_base
+from stages.runtime.offloading import offload_activations
 from stages.runtime.text.chat import ChatText, TextContract, generation_eos
 
 SCORE_FILE = "score.safetensors"
@@ -51,6 +52,8 @@ def open_whole(
         HandOverError: a weight is not the one of its folder, or nothing may learn.
     """
     loaded = load_base(source, model.model_copy(update={"dtype": "float32"}))
+    if tuning.activation_offloading:
+        offload_activations(backbone(loaded))
     num_trainable = 0
     for name, weight in loaded.named_parameters():
         weight.requires_grad_(not _is_frozen(name, tuning))

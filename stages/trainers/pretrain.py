@@ -17,7 +17,8 @@ from pipeline.contract import StageContext, StageResult
 from pipeline.errors import DataError, Finding, ModelError
 from stages.pretrain import PretrainConfig
 from stages.runtime.handover import prove_trainable
-from stages.runtime.loading import device, load_base, load_tokenizer, vocabulary_findings
+from stages.runtime.loading import backbone, device, load_base, load_tokenizer, vocabulary_findings
+from stages.runtime.offloading import offload_activations
 from stages.runtime.ranks import open_ranks
 from stages.runtime.text.blocks import IGNORED, Batch, collate, pack
 from stages.runtime.text.byte_tokenizer import train_tokenizer
@@ -190,6 +191,8 @@ def _start(ctx: StageContext, texts: Sequence[str]) -> tuple[PreTrainedModel, Pr
         )
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.activation_offloading:
+        offload_activations(backbone(model))
     return model, tokenizer
 
 

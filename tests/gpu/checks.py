@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.errors import Interrupted
+from stages.runtime.adapters import new_adapter
+from stages.runtime.loading import load_base
 from tests.test_tunings import Chain, gives
 from tests.tiny import ManualStop, tiny_model
 
@@ -80,6 +82,26 @@ def nf4_check(device: torch.device) -> dict[str, Any]:
 
     apart = float((back(device) - back(torch.device("cpu"))).abs().max())
     return {"check": "nf4 on the device is the CPU's", "difference": apart, "holds": apart <= 1e-2}
+
+
+def offload_check(root: Path, device: torch.device, dtype: str) -> dict[str, Any]:
+    """Compare one pass with offloaded activations and one without: gradients to the bit, and the peak."""
+    base = tiny_model(root / "offloaded", hidden_size=256, intermediate_size=1024, head_dim=64)
+    ids = (torch.arange(8 * 256).reshape(8, 256) % 250).to(device)
+    gradients, peaks = [], []
+    for on in (False, True):
+        tuning = TuningConfig(lora_r=8, activation_offloading=on)
+        model = new_adapter(load_base(base, ModelConfig(dtype=dtype), tuning), tuning, name="policy", seed=0)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        model(input_ids=ids, use_cache=False).logits.float().square().mean().backward()
+        peaks.append(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0)
+        gradients.append([w.grad.clone() for w in model.parameters() if w.grad is not None])
+        del model
+    same = all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    less = peaks[1] < peaks[0] or device.type != "cuda"
+    name = "offloaded activations: the same gradients, a lower peak"
+    return {"check": name, "peaks": peaks, "holds": same and less}
 
 
 def _largest_difference(one: Path, other: Path) -> float:

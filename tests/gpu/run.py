@@ -104,12 +104,12 @@ def _cases(device: torch.device) -> list[tuple[str, Callable[[], Measured]]]:
 
 
 def _checks(device: torch.device) -> list[dict[str, Any]]:
-    from tests.gpu.checks import nf4_check, resume_checks, start_checks
+    from tests.gpu.checks import nf4_check, offload_check, resume_checks, start_checks
 
     dtype = "bfloat16" if device.type == "cuda" else "float32"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        checks = [nf4_check(device), *start_checks(root, dtype)]
+        checks = [nf4_check(device), offload_check(root, device, dtype), *start_checks(root, dtype)]
         if device.type == "cuda":
             checks += resume_checks(root, dtype)
     return checks
