@@ -72,7 +72,8 @@ def _stage_check(plan: Plan, stage: PlannedStage, store: Store) -> StageCheck:
         if (present := _present(plan, origin, store))
     }
     kinds = {role: origin.kind for role, origin in stage.wired.inputs.items()}
-    return StageCheck(stage.name, stage.wired.config, known, tuple(stage.wired.inputs), kinds)
+    roles, accelerate = tuple(stage.wired.inputs), stage.wired.accelerate
+    return StageCheck(stage.name, stage.wired.config, known, roles, kinds, accelerate)
 
 
 def _placed(plan: Plan, stage: str, finding: Finding) -> Finding:

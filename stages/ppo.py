@@ -227,6 +227,7 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     findings = reward_findings(stage.name, stage.config, stage.roles)
     findings += refuse_full(stage, "policy, reference, reward and value share one frozen base")
     findings += backend_findings(stage.name, stage.config)
+    findings += ranks_findings(stage)
     findings += rewarded.function_findings(stage)
     if (prompts := stage.inputs.get("prompts")) is not None:
         findings += rewarded.count_prompts(prompts)[1]
@@ -247,6 +248,16 @@ def backend_findings(name: str, config: PPOConfig) -> list[Finding]:
         message = "vLLM would sample from a base that is not quantised as the one that is trained"
         findings.append(Finding(message, where, "generation_backend: sampler", "vllm-qlora"))
     return findings
+
+
+def ranks_findings(stage: StageCheck) -> list[Finding]:
+    """Say whether several processes can sample: each samples its own rows, with their own random numbers."""
+    backend = stage.config.generation_backend
+    if not stage.accelerate.is_many or backend == "sampler":
+        return []
+    message = f"generation_backend is {backend}, which cannot share rows among processes"
+    hint = "generation_backend: sampler, or accelerate: {num_processes: 1}"
+    return [Finding(message, f"stages.{stage.name}.generation_backend", hint, "not-for-many")]
 
 
 def reward_findings(name: str, config: PPOConfig, roles: Collection[str]) -> list[Finding]:
@@ -318,6 +329,7 @@ SPEC = StageSpec(
     run=run,
     memory=memory,
     check=check,
+    backends=("ddp",),
     summary="PPO on one frozen base: policy, reference, reward and value are adapters of it",
     metrics=(
         "objective/kl",

@@ -54,7 +54,7 @@ def test_a_killed_rank_is_named_and_the_same_command_goes_on(world: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["base_stage", "sft", "reward", "dpo"])
+@pytest.mark.parametrize("stage", ["base_stage", "sft", "reward", "dpo", "ppo"])
 def test_two_processes_give_the_stage_of_one(world: Path, stage: str) -> None:
     alone = run_alone(world, store="one", until=stage)
     both = run(world, TWO, store="two", until=stage)
@@ -79,17 +79,23 @@ def test_rank_0_killed_is_named_and_one_process_may_go_on_for_two(world: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
-def test_sft_goes_on_from_the_checkpoint_of_two(world: Path, how: signal.Signals) -> None:
-    longer, store = ("sft.max_steps=14", "sft.save_steps=3"), f"sft-{how.name}"
-    child, ranks = run_until_step(world, TWO, *longer, store=store, until="sft", step=4)
+@pytest.mark.parametrize(
+    ("stage", "longer"),
+    [("sft", ("sft.max_steps=14", "sft.save_steps=3")), ("ppo", ("ppo.total_iterations=6",))],
+)
+def test_a_stage_goes_on_from_the_checkpoint_of_two(
+    world: Path, stage: str, longer: tuple[str, ...], how: signal.Signals
+) -> None:
+    store, alone = f"{stage}-{how.name}", f"longer-{stage}"
+    child, ranks = run_until_step(world, TWO, *longer, store=store, until=stage, step=3)
     end(ranks[1] if how == signal.SIGKILL else child.pid, how)
     _, said = child.communicate()
 
-    assert ("rank 1 of 2 was killed" if how == signal.SIGKILL else "was stopped after step") in said
-    assert run_alone(world, *longer, store="longer-sft", until="sft") == 0
-    assert run(world, TWO, *longer, store=store, until="sft").returncode == 0
-    assert_same_metrics(world, "longer-sft", store, "sft", within=1e-4)
-    assert weight_distance(world, "longer-sft", store, "sft") < 1e-5
+    assert ("rank 1 of 2 was killed" if how == signal.SIGKILL else "was stopped after") in said
+    assert run_alone(world, *longer, store=alone, until=stage) == 0
+    assert run(world, TWO, *longer, store=store, until=stage).returncode == 0
+    assert_same_metrics(world, alone, store, stage, within=1e-4)
+    assert weight_distance(world, alone, store, stage) < 1e-5
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from pipeline.errors import StageFailed
 from stages.runtime.generation import Rollout, sample
 from stages.runtime.modes import evaluating
+from stages.runtime.ranks import ONE, Ranks
 
 PAGE = 64
 "Tokens of a page of the cache."
@@ -39,12 +40,17 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OwnSampler:
-    """The compacting sampler: bit for bit the same after a resume."""
+    """The compacting sampler: bit for bit the same after a resume.
+
+    Several ranks sample some rows each. A row's random numbers are its own, so it gets what one process
+    would give it, but for rounding: rows that are decoded together share the width of their padding.
+    """
 
     model: nn.Module
     pad_token_id: int
     batch_size: int
     "Most rows decoded at once."
+    ranks: Ranks = ONE
 
     def sample(
         self,
@@ -56,7 +62,9 @@ class OwnSampler:
         generator: torch.Generator,
     ) -> Rollout:
         """Sample; every row has random numbers of its own."""
-        return sample(
+        by_length = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]))
+        own = self.ranks.share(by_length)
+        rollout = sample(
             self.model,
             prompt_ids,
             max_new_tokens=max_new_tokens,
@@ -65,7 +73,9 @@ class OwnSampler:
             generator=generator,
             pad_token_id=self.pad_token_id,
             batch_size=self.batch_size,
+            only=None if self.ranks.count == 1 else own,
         )
+        return rollout if self.ranks.count == 1 else _together(rollout, own, self.ranks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +166,13 @@ def as_rollout(
         cut.append(list(tokens[:end]))
         kept.append([float(number) for number in numbers[:end]])
     return Rollout(cut, kept, [tokens[-1] in stops for tokens in cut])
+
+
+def _together(rollout: Rollout, own: Sequence[int], ranks: Ranks) -> Rollout:
+    """Return the rows that all ranks sampled, in the order of the prompts."""
+    part = [(row, rollout.responses[row], rollout.logprobs[row], rollout.finished[row]) for row in own]
+    rows = sorted(row for given in ranks.gathered(part) for row in given)
+    return Rollout([row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows])
 
 
 def drawn_seed(generator: torch.Generator) -> int:

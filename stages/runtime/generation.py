@@ -46,6 +46,7 @@ def sample(
     pad_token_id: int,
     top_p: float = 1.0,
     batch_size: int = 64,
+    only: Sequence[int] | None = None,
 ) -> Rollout:
     """Sample one response for each prompt with the adapter that is active now.
 
@@ -62,6 +63,7 @@ def sample(
         pad_token_id: any valid id; padding is masked by position, never by this value.
         top_p: smallest share of probability to draw from; log-probs stay those of the whole softmax.
         batch_size: most rows decoded at once.
+        only: rows to sample, with the random numbers they have among all; the others stay empty.
 
     Raises:
         ValueError: an empty prompt, no generator for a sampled call, or a number out of range.
@@ -74,7 +76,7 @@ def sample(
     stops = frozenset(stop_token_ids)
     traits = _Traits.of(model)
     with torch.no_grad(), evaluating(model):
-        for batch in _batches(prompt_ids, batch_size, padded=traits.pads):
+        for batch in _batches(prompt_ids, batch_size, padded=traits.pads, only=only):
             decoder = traits.decoder(model, [list(prompt_ids[row]) for row in batch], pad_token_id)
             _decode(
                 decoder,
@@ -294,10 +296,13 @@ def _uniforms(
     return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
 
 
-def _batches(prompts: Sequence[Sequence[int]], batch_size: int, *, padded: bool) -> Iterator[list[int]]:
+def _batches(
+    prompts: Sequence[Sequence[int]], batch_size: int, *, padded: bool, only: Sequence[int] | None
+) -> Iterator[list[int]]:
     """Yield row numbers by prompt length; without padding, a batch holds one length only."""
     batch: list[int] = []
-    for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row])):
+    rows = range(len(prompts)) if only is None else only
+    for row in sorted(rows, key=lambda row: len(prompts[row])):
         other_length = not padded and batch and len(prompts[row]) != len(prompts[batch[0]])
         if len(batch) == batch_size or other_length:
             yield batch

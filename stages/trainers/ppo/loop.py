@@ -12,6 +12,7 @@ from pipeline.errors import Interrupted
 from stages.ops.kl import adapted_kl_coef
 from stages.ppo import PPOConfig
 from stages.runtime.adapters import save_adapter
+from stages.runtime.ranks import Ranks
 from stages.runtime.saving.checkpoints import CheckpointFolder, checkpoint_key
 from stages.trainers.ppo.metrics import rollout_metrics, update_metrics
 from stages.trainers.ppo.monitor import NAMES as ALARM_NAMES
@@ -40,14 +41,14 @@ def train_ppo(ctx: StageContext) -> StageResult:
     """
     # 1. One frozen base, four adapters; prove that training starts from the parent.
     setting = open_setting(ctx)
-    config, roles = setting.config, setting.roles
+    config, roles, ranks = setting.config, setting.roles, setting.ranks
     handover = prove_start(ctx.inputs["policy"], ctx.inputs.get("reward"), roles)
     optimizer = make_optimizer(roles, config)
 
     # 2. Go on from the newest whole checkpoint.
     folder = CheckpointFolder(ctx.scratch_dir / "checkpoints", checkpoint_key(ctx))
     best = BestPolicy(roles)
-    checkpoints = PPOCheckpoints(folder, roles, optimizer, best)
+    checkpoints = PPOCheckpoints(folder, roles, optimizer, best, ranks=ranks)
     state = checkpoints.restore(PPOState(kl_coef=config.kl_coef))
     kept = RolloutFile(
         ctx.scratch_dir / "rollouts", setting.prompts[: config.rollout_prompts], finished=state.iteration
@@ -72,9 +73,11 @@ def train_ppo(ctx: StageContext) -> StageResult:
         metrics = rollout_metrics(rollouts, readings, scores, targets, kl_coef=state.kl_coef)
         if config.keep == "best" or config.on_alarm == "stop":
             best.offer(state, metrics)
-        kept.append(state.iteration, rollouts, readings, scores=scores, chat=setting.chat)
+        if ranks.is_main:
+            kept.append(state.iteration, rollouts, readings, scores=scores, chat=setting.chat)
         # 5. Update the policy and the value function.
-        sums = update(roles, optimizer, rollouts, readings, targets, config, iteration=state.iteration)
+        number = state.iteration
+        sums = update(roles, optimizer, rollouts, readings, targets, config, iteration=number, ranks=ranks)
         metrics |= update_metrics(sums)
         # 6. Carry over, look for trouble, log, save, stop if asked.
         _advance(state, config, scores, metrics, sums)
@@ -82,8 +85,11 @@ def train_ppo(ctx: StageContext) -> StageResult:
         tokens = sums.num_tokens + (1 + roles.num_readers) * sum(rollouts.total_lengths)
         state.num_tokens += tokens
         _log(ctx, state, metrics, seconds=time.perf_counter() - began, tokens=tokens)
-        _save_or_stop(ctx, state, checkpoints)
+        _save_or_stop(ctx, state, checkpoints, ranks)
 
+    checkpoints.prove_equal()
+    if not ranks.is_main:
+        return StageResult({})
     if state.stopped or config.keep == "best":
         best.put_back()
     result = _result(ctx, setting, state, handover, checkpoints.notes)
@@ -111,9 +117,11 @@ def gather(setting: Setting, iteration: int) -> tuple[Rollouts, Readings]:
         stop_token_ids=setting.chat.stop_token_ids,
         generator=sampling_generator(config.seed, iteration),
     )
-    plan = minibatches(rollouts.total_lengths, config, iteration=iteration, epoch=0)
-    micro_batches = [micro for minibatch in plan for micro in minibatch]
-    return rollouts, read_rollouts(setting.roles, rollouts, micro_batches)
+    ranks = setting.ranks
+    plan = minibatches(rollouts.total_lengths, config, iteration=iteration, epoch=0, ranks=ranks.count)
+    # Each rank reads what it will train on first.
+    micro_batches = [micro for minibatch in plan for micro in ranks.share(minibatch)]
+    return rollouts, read_rollouts(setting.roles, rollouts, micro_batches, ranks=ranks)
 
 
 def _advance(
@@ -166,14 +174,15 @@ def _log(
     ctx.logger.log(line, step=state.iteration)
 
 
-def _save_or_stop(ctx: StageContext, state: PPOState, checkpoints: PPOCheckpoints) -> None:
+def _save_or_stop(ctx: StageContext, state: PPOState, checkpoints: PPOCheckpoints, ranks: Ranks) -> None:
     """Save at the settings' rhythm, and before an interruption.
 
     Raises:
         Interrupted: the stage was asked to stop and iterations are left.
     """
     config: PPOConfig = ctx.config
-    stop = ctx.stop.requested and state.iteration < config.iterations and not state.stopped
+    requested = ranks.any(ctx.stop.requested)
+    stop = requested and state.iteration < config.iterations and not state.stopped
     if stop or state.iteration % config.save_steps == 0:
         checkpoints.save(state)
     if stop:

@@ -32,7 +32,7 @@ def prompts_of(
 
 
 def minibatches(
-    lengths: Sequence[int], config: PPOConfig, *, iteration: int, epoch: int
+    lengths: Sequence[int], config: PPOConfig, *, iteration: int, epoch: int, ranks: int = 1
 ) -> list[list[list[int]]]:
     """Return the rows of each micro-batch of each minibatch of one pass over the rollouts.
 
@@ -44,8 +44,9 @@ def minibatches(
         config: how many minibatches, how many rows a micro-batch.
         iteration: of the stage.
         epoch: pass over the rollouts of this iteration.
+        ranks: processes that share each minibatch; it is cut finer until each has something to do.
     """
-    group, size = config.group_size, config.per_device_train_batch_size
+    group, rows_at_once = config.group_size, config.per_device_train_batch_size
     together = [sum(lengths[start : start + group]) for start in range(0, len(lengths), group)]
     seed = seed_of(config.seed, "minibatches", iteration)
     shuffled = torch.tensor(order(seed, epoch, len(together)))
@@ -53,6 +54,7 @@ def minibatches(
     for part in shuffled.tensor_split(config.num_mini_batches):
         groups = sorted(part.tolist(), key=lambda number: (together[number], number))
         rows = [row for number in groups for row in range(number * group, (number + 1) * group)]
+        size = min(rows_at_once, math.ceil(len(rows) / ranks))
         parts.append([rows[start : start + size] for start in range(0, len(rows), size)])
     return parts
 

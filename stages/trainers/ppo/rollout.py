@@ -12,6 +12,7 @@ from stages.data import PromptRow
 from stages.ops.masks import length_mask
 from stages.ppo import PPOConfig
 from stages.runtime.backends import Backend
+from stages.runtime.ranks import ONE, Ranks
 from stages.trainers.ppo.batches import Episode
 from stages.trainers.ppo.roles import POLICY, REFERENCE, Roles
 
@@ -97,8 +98,10 @@ def sample_rollouts(
 
 
 @torch.no_grad()
-def read_rollouts(roles: Roles, rollouts: Rollouts, micro_batches: Sequence[Sequence[int]]) -> Readings:
-    """Ask every role about every rollout.
+def read_rollouts(
+    roles: Roles, rollouts: Rollouts, micro_batches: Sequence[Sequence[int]], *, ranks: Ranks = ONE
+) -> Readings:
+    """Ask every role about every rollout; of several ranks each one about its own micro-batches.
 
     Given the micro-batches of the first training pass, the log-probs are those of that pass
     bit for bit, so that its ratios are exactly 1.
@@ -121,6 +124,7 @@ def read_rollouts(roles: Roles, rollouts: Rollouts, micro_batches: Sequence[Sequ
                 _place(values, states, rows, rollouts.mask)
             if roles.reward_head is not None:
                 scores[list(rows)] = roles.scores(batch)
+    ranks.add(logprobs, ref_logprobs, values, entropies, scores)
     model_scores = scores if roles.reward_head is not None else None
     known = None if roles.value_on is None else values
     return Readings(logprobs, ref_logprobs, entropies, known, model_scores)

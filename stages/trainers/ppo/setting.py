@@ -22,6 +22,7 @@ from stages.runtime.loading import (
     position_findings,
     vocabulary_findings,
 )
+from stages.runtime.ranks import ONE, Ranks, open_ranks
 from stages.runtime.text.chat import ChatText, check_same_text, generation_eos
 from stages.trainers.ppo.roles import POLICY, Roles, load_roles
 from stages.trainers.ppo.rollout import EncodedPrompt
@@ -44,6 +45,8 @@ class Setting:
     "Who samples."
     dropped: int
     "Prompts set aside for their length."
+    ranks: Ranks = ONE
+    "The processes that train together."
 
 
 def open_setting(ctx: StageContext) -> Setting:
@@ -59,6 +62,7 @@ def open_setting(ctx: StageContext) -> Setting:
     findings = reward_findings(ctx.name, config, ctx.inputs)
     if findings:
         raise ConfigError.from_findings(findings)
+    ranks = open_ranks(ctx)
     sources = open_sources(ctx)
     rows = read_prompts(ctx.inputs["prompts"].path)
     tokenizer = load_tokenizer(ctx.inputs["policy"], config.model)
@@ -75,14 +79,15 @@ def open_setting(ctx: StageContext) -> Setting:
     if unfit:
         raise ModelError.from_findings(unfit)
     backend = _open_backend(ctx, roles, tokenizer)
-    return Setting(config, roles, tokenizer, chat, kept, sources, backend, dropped=len(encoded) - len(kept))
+    dropped = len(encoded) - len(kept)
+    return Setting(config, roles, tokenizer, chat, kept, sources, backend, dropped, ranks)
 
 
 def _open_backend(ctx: StageContext, roles: Roles, tokenizer: PreTrainedTokenizerBase) -> Backend:
     config: PPOConfig = ctx.config
     pad, rows = int(tokenizer.pad_token_id), config.generation_batch_size
     if config.generation_backend == "sampler":
-        return OwnSampler(roles.model, pad, rows)
+        return OwnSampler(roles.model, pad, rows, open_ranks(ctx))
     if config.generation_backend == "transformers":
         return ContinuousBatching(roles.model, pad, rows)
     from stages.runtime.vllm_backend import VllmBackend

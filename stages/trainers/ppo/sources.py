@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.contract import ArtifactKind, StageContext
 from stages.ppo import OUTSIDE, PPOConfig
+from stages.runtime.ranks import ONE, Ranks, open_ranks
 from stages.runtime.score_function import ScoreFunction, load_score_function
 from stages.runtime.text.chat import ChatText
 from stages.trainers.ppo.outside import load_outside_reward
@@ -31,9 +32,19 @@ class Sources:
     "A whole reward model with a tokenizer of its own; its weighted score is paid."
     watch: ScoreFunction | None = None
     "Watched and never paid."
+    ranks: Ranks = ONE
+    "Rank 0 asks; what it was told goes to all, so that a function need not say the same twice."
 
     def scores(self, rollouts: Rollouts, chat: ChatText) -> dict[str, Tensor]:
         """Return what each source but the watched one says of every response, (batch,), by role."""
+        if self.ranks.count == 1:
+            return self._scores(rollouts, chat)
+        told = self.ranks.from_main(
+            lambda: {role: said.tolist() for role, said in self._scores(rollouts, chat).items()}
+        )
+        return {role: torch.tensor(said, device=rollouts.mask.device) for role, said in told.items()}
+
+    def _scores(self, rollouts: Rollouts, chat: ChatText) -> dict[str, Tensor]:
         found = {role: _function_scores(each, rollouts, chat) for role, each in self.functions.items()}
         if self.outside is not None:
             prompts = [prompt.row.prompt for prompt in rollouts.prompts]
@@ -43,7 +54,11 @@ class Sources:
 
     def watched(self, rollouts: Rollouts, chat: ChatText) -> Tensor | None:
         """Return what the watched function says of every response, (batch,)."""
-        return None if self.watch is None else _function_scores(self.watch, rollouts, chat)
+        watch = self.watch
+        if watch is None or self.ranks.count == 1:
+            return None if watch is None else _function_scores(watch, rollouts, chat)
+        told = self.ranks.from_main(lambda: _function_scores(watch, rollouts, chat).tolist())
+        return torch.tensor(told, device=rollouts.mask.device)
 
 
 def open_sources(ctx: StageContext) -> Sources:
@@ -61,11 +76,11 @@ def open_sources(ctx: StageContext) -> Sources:
     }
     watch = functions.pop(WATCH, None)
     outside = None
-    if OUTSIDE in ctx.inputs:
+    if OUTSIDE in ctx.inputs and ctx.place.is_main:
         outside = load_outside_reward(
             ctx.inputs[OUTSIDE], config.model, batch_size=config.per_device_train_batch_size
         )
-    return Sources(functions, outside, watch)
+    return Sources(functions, outside, watch, open_ranks(ctx))
 
 
 def _function_scores(function: ScoreFunction, rollouts: Rollouts, chat: ChatText) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.ops.stats import RunningMoments
+from stages.runtime.ranks import ONE, Ranks
 from stages.runtime.saving.checkpoints import CheckpointFolder
 from stages.runtime.saving.training_state import (
     NamedParameters,
@@ -95,16 +96,25 @@ class PPOCheckpoints:
     """Checkpoints at iteration boundaries: trained weights, optimizer state and PPOState."""
 
     def __init__(
-        self, folder: CheckpointFolder, roles: Roles, optimizer: torch.optim.Optimizer, best: BestPolicy
+        self,
+        folder: CheckpointFolder,
+        roles: Roles,
+        optimizer: torch.optim.Optimizer,
+        best: BestPolicy,
+        *,
+        ranks: Ranks = ONE,
     ) -> None:
-        self._folder = folder
+        self._folder, self._ranks = folder, ranks
         self._best = best
         self._optimizer = optimizer
         self._policy: NamedParameters = sorted(roles.policy_parameters().items())
         self._value: NamedParameters = sorted(roles.value_parameters().items())
 
     def save(self, state: PPOState) -> None:
-        """Write the state after its last finished iteration."""
+        """Write the state after its last finished iteration; of several ranks the main one does."""
+        self.prove_equal()
+        if not self._ranks.is_main:
+            return
         tensors = {
             "policy": pack_parameters(self._policy),
             "value": pack_parameters(self._value),
@@ -115,14 +125,20 @@ class PPOCheckpoints:
 
     def restore(self, fresh: PPOState) -> PPOState:
         """Put weights and optimizer back and return the newest whole state, or `fresh` when there is none."""
-        found = self._folder.latest()
+        found = self._ranks.from_main(self._folder.latest)
         if found is None:
+            self.prove_equal()
             return fresh
         restore_parameters(self._policy, found.tensors["policy"])
         restore_parameters(self._value, found.tensors.get("value", {}))
         restore_optimizer(self._optimizer, self._trained, found.tensors["optimizer"])
         self._best.weights = dict(found.tensors.get("best", {}))
+        self.prove_equal()
         return PPOState(**{**found.state, "moments": RunningMoments(**found.state["moments"])})
+
+    def prove_equal(self) -> None:
+        """Check that every rank holds the same trained weights."""
+        self._ranks.prove_equal([parameter for _, parameter in self._trained])
 
     @property
     def notes(self) -> tuple[str, ...]:

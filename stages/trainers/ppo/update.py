@@ -17,6 +17,7 @@ from stages.ops.rewards import token_rewards
 from stages.ops.stats import masked_sum
 from stages.ppo import PPOConfig
 from stages.runtime.optimizers import make_adamw
+from stages.runtime.ranks import ONE, Ranks
 from stages.trainers.ppo.plan import learning_rate_factor, minibatches
 from stages.trainers.ppo.proof import prove_ratio
 from stages.trainers.ppo.roles import Roles
@@ -112,8 +113,12 @@ def update(
     config: PPOConfig,
     *,
     iteration: int,
+    ranks: Ranks = ONE,
 ) -> UpdateSums:
     """Take the optimizer steps of one iteration; the learning rate is one for all of them.
+
+    Several ranks share the micro-batches of each minibatch. Both losses are over the tokens of the whole
+    minibatch, so gradients and sums of ranks are added.
 
     Raises:
         HandOverError: the policy's ratio to itself was not 1 before the first step.
@@ -124,19 +129,19 @@ def update(
     rates = (policy_rate, config.value_peak_learning_rate)
     for group, rate in zip(optimizer.param_groups, rates, strict=False):
         group["lr"] = factor * rate
-    step = _Minibatch(roles, optimizer, rollouts, readings, targets, config, UpdateSums())
+    step = _Minibatch(roles, optimizer, rollouts, readings, targets, config, UpdateSums(), ranks)
     with roles.reading(), roles.recomputing():
         for epoch in range(config.num_ppo_epochs):
             for micro_batches in minibatches(
-                rollouts.total_lengths, config, iteration=iteration, epoch=epoch
+                rollouts.total_lengths, config, iteration=iteration, epoch=epoch, ranks=ranks.count
             ):
                 step.accumulate(micro_batches)
                 if step.sums.minibatches == 1:
                     prove_ratio(step.sums.first_ratio_error, roles)
                 if step.sums.stopped_early:
-                    return step.sums
+                    return step.all_sums()
                 step.apply()
-    return step.sums
+    return step.all_sums()
 
 
 @dataclass(slots=True)
@@ -150,6 +155,7 @@ class _Minibatch:
     targets: Targets
     config: PPOConfig
     sums: UpdateSums
+    ranks: Ranks
 
     def accumulate(self, micro_batches: Sequence[Sequence[int]]) -> None:
         """Run both losses over the micro-batches, each over the tokens of the whole minibatch."""
@@ -157,7 +163,7 @@ class _Minibatch:
         num_tokens = int(self.rollouts.mask[rows].sum())
         before = self.sums.totals.get("policy/approxkl_avg", 0.0)
         self.optimizer.zero_grad(set_to_none=True)
-        for micro in micro_batches:
+        for micro in self.ranks.share(micro_batches):
             batch = self.roles.batch(self.rollouts.take(micro))
             reading = self.roles.read_policy(batch)
             loss = self._policy_loss(reading.logprobs, micro, num_tokens)
@@ -172,20 +178,33 @@ class _Minibatch:
         self.sums.minibatches += 1
         passes = 2 if self.roles.value_on == "adapter" else 1
         self.sums.num_tokens += passes * sum(episode.length for episode in self.rollouts.take(rows))
-        moved = self.sums.totals["policy/approxkl_avg"] - before
+        moved = sum(self.ranks.gathered(self.sums.totals.get("policy/approxkl_avg", 0.0) - before))
+        if self.sums.minibatches == 1:
+            self.sums.first_ratio_error = max(self.ranks.gathered(self.sums.first_ratio_error))
         if self.config.target_kl is not None and moved > self.config.target_kl:
             self.sums.stopped_early = True
             self.optimizer.zero_grad(set_to_none=True)
 
     def apply(self) -> None:
         """Clip the two gradients apart and take the step."""
-        for group, name in zip(self.optimizer.param_groups, ("policy", "value"), strict=False):
+        groups = self.optimizer.param_groups
+        self.ranks.add_gradients([parameter for group in groups for parameter in group["params"]], 0.0)
+        for group, name in zip(groups, ("policy", "value"), strict=False):
             norm = float(nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm))
             _require_finite(norm, f"{name} gradient's norm", self.config)
-            self.sums.add(f"ppo/{name}_grad_norm", norm)
+            if self.ranks.is_main:
+                self.sums.add(f"ppo/{name}_grad_norm", norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.sums.steps += 1
+
+    def all_sums(self) -> UpdateSums:
+        """Return the sums of all ranks' micro-batches."""
+        self.sums.totals, *others = self.ranks.gathered(self.sums.totals)
+        for totals in others:
+            for name, value in totals.items():
+                self.sums.add(name, value)
+        return self.sums
 
     def _policy_loss(self, logprobs: Tensor, rows: Sequence[int], num_tokens: int) -> Tensor:
         old = self._flat(self.readings.logprobs, rows)
