@@ -279,9 +279,10 @@ def package(monkeypatch):
         torch.manual_seed(settings["torch_random_seed"])
         torch.rand(3)
         parameter = float(model.pretrained(torch.tensor([[5, 6]])).logits.sum())
-        tokenizer_is_ours = model.tokenizer.name_or_path
+        asked.append(
+            {**settings, "logits": parameter, "cwd": Path.cwd(), "pad_token": model.tokenizer.pad_token}
+        )
         model.tokenizer.pad_token = None
-        asked.append({**settings, "logits": parameter, "cwd": Path.cwd(), "tokenizer": tokenizer_is_ours})
         return RAW
 
     modules: dict[str, Any] = {
@@ -310,6 +311,8 @@ def test_the_settings_reach_the_package_and_each_model_is_asked_as_itself(shelf,
     assert {package[0][f"{of}random_seed"] for of in ("", "numpy_", "torch_", "fewshot_")} == {3}
     assert package[0]["task_manager"].include_path == str(shelf["harness"].path)
     assert package[0]["cwd"] == shelf["harness"].path
+    # What it does to one model's tokenizer, the next model does not see.
+    assert [row["pad_token"] for row in package] == ["<|pad|>"] * 2
     with torch.no_grad():
         for row, policy in zip(package, (None, shelf["sft"]), strict=True):
             logits = _open(shelf["base"], policy)(torch.tensor([[5, 6]])).logits

@@ -84,13 +84,14 @@ def answers(name, texts):
 OWN, OTHER = ("long answer", "x", "same", "equal"), ("short", "longer", "same", "qeual")
 
 
-def judged(service, folder, *, stopped=lambda: False, own=OWN, other=OTHER, **changes):
+def judged(service, folder, *, stopped=lambda: False, own=OWN, other=OTHER, samples=1, **changes):
     config = EvaluateConfig(
         reference="base",
+        samples_per_prompt=samples,
         bootstrap_draws=100,
-        judge={"url": service.url, "model": "judge-1", "input_price": 2.0, "output_price": 10.0, **changes},
+        judge={"url": service.url, "model": "judge-1", "input_price": 2.0, "output_price": 10.0} | changes,
     )
-    rows = [PromptRow(f"p{at}", f"prompt {at}", at) for at in range(len(own))]
+    rows = [PromptRow(f"p{at}", f"prompt {at}", at) for at in range(len(own) // samples)]
     task = Task(rows, [[1]] * len(rows))
     client = JudgeClient(config.judge, folder)
     return judge([answers("base", other), answers("my model", own)], task, config, client, stopped=stopped)
@@ -204,6 +205,39 @@ def test_an_unclear_reply_is_a_tie_and_is_counted(serve, tmp_path):
 
     assert found.metrics["judge/unclear"] == 6
     assert found.metrics["judge_win_rate/my_model"] == 0.5
+
+
+def test_one_unclear_reply_of_a_pair_leaves_the_other_one_half_its_weight(serve, tmp_path):
+    # "long" wins where it stands second; where it stands first the judge says nothing: (1/2 + 1) / 2.
+    service = serve(lambda a, b: "B" if b == "long" else "Hm.")
+
+    found = judged(service, tmp_path, own=("long",), other=("short",))
+
+    assert found.metrics["judge_win_rate/my_model"] == 0.75
+    assert found.metrics["judge/unclear"] == 1
+
+
+def test_another_judge_is_asked_anew(serve, tmp_path):
+    service = serve(longer)
+    judged(service, tmp_path)
+
+    found = judged(service, tmp_path, model="judge-2")
+
+    assert found.metrics["judge/calls"] == 6
+    assert {body["model"] for _, _, body in service.seen} == {"judge-1", "judge-2"}
+
+
+def test_of_several_samples_the_first_of_each_prompt_is_judged(serve, tmp_path):
+    # First samples: "long answer" against "x" and "y" against "longer". The others would all lose.
+    own = ("long answer", "", "y", "")
+    other = ("x", "second sample", "longer", "second sample")
+    service = serve(longer)
+
+    found = judged(service, tmp_path, own=own, other=other, samples=2)
+
+    assert found.metrics["judge_win_rate/my_model"] == 0.5
+    shown = "".join(body["messages"][1]["content"] for _, _, body in service.seen)
+    assert "second sample" not in shown
 
 
 def test_a_stop_keeps_the_replies_so_far(serve, tmp_path):

@@ -16,6 +16,7 @@ from pipeline.errors import DataError, ExitCode, Interrupted
 from pipeline.runner import Runner
 from reward.preferences.exchange.completions import Completion, comparisons
 from reward.preferences.writers import read_records
+from stages.evaluation import sampling
 from stages.sample import SampleConfig, check, run
 from tests.evaluation.test_evaluate import adapter, write_rows
 from tests.fakes.engine import Engine, InProcess, Recorder
@@ -95,6 +96,25 @@ def test_the_same_seed_draws_the_same_answers_whatever_the_batch(
 
     assert first == again
     assert first != other
+
+
+def test_prompts_that_are_answered_in_parts_draw_other_random_numbers_in_each(
+    shelf: dict[str, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "PROMPTS_AT_ONCE", 2)
+    same = write_rows(tmp_path / "same.jsonl", [{"id": f"p{n}", "prompt": "say it"} for n in range(4)])
+    inputs = {**shelf, "prompts": as_checkpoint(same, ArtifactKind.PROMPTS)}
+
+    result = sampled(tmp_path, inputs, samples_per_prompt=12)
+
+    records, _ = read_records(result.outputs["comparisons"])
+    texts = {record.id: {response.text for response in record.responses} for record in records}
+    # Equal prompts in two parts: with the same random numbers p0 and p2 would be answered alike.
+    pairs = [
+        (one, texts[other]) for one, other in (("p0", "p2"), ("p1", "p3")) if {one, other} <= texts.keys()
+    ]
+    assert pairs
+    assert all(texts[one] != other for one, other in pairs)
 
 
 def test_without_a_policy_the_base_answers(shelf: dict[str, Checkpoint], tmp_path: Path) -> None:
