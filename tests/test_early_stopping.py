@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from pipeline.contract import ArtifactKind, StageCheck
@@ -20,6 +21,7 @@ from stages.early_stopping import EarlyStoppingConfig
 from stages.trainers.early_stopping import EarlyStopping
 from stages.trainers.loop import LossOutput, train
 from tests.pair_fixtures import FP32, TUNING, preference_file, sft_adapter, toy_rows
+from tests.readme_tree import ROOT
 from tests.tiny import ManualStop, RecordingLogger, as_checkpoint, stage_context
 
 
@@ -404,3 +406,16 @@ def test_off_it_leaves_the_key_as_it_was_and_on_every_part_of_it_counts(stages, 
 
     assert "early_stopping" not in keys[0]
     assert len({json.dumps(key, sort_keys=True, default=str) for key in keys}) == 5
+
+
+def test_the_block_of_the_documentation_is_a_setting_of_dpo():
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (text,) = [block.split("```")[0] for block in page.split("```yaml\n") if "early_stopping:" in block]
+    settings = yaml.safe_load(text)["dpo"]
+
+    config = dpo.DPOConfig(**{name: value for name, value in settings.items() if name != "kind"})
+
+    assert config.early_stopping == EarlyStoppingConfig(
+        metric="eval_rewards/accuracies", eval_steps=20, patience=3, min_delta=0.005
+    )
+    assert not dpo.SPEC.check(StageCheck("dpo", config, {}))

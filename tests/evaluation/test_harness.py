@@ -23,6 +23,7 @@ from stages.harness_config import HarnessConfig
 from stages.runtime.adapters import load_adapter
 from stages.runtime.loading import load_base, load_tokenizer
 from tests.evaluation.test_evaluate import adapter, write_rows
+from tests.readme_tree import ROOT
 from tests.tiny import as_checkpoint, stage_context
 
 SETTINGS: dict[str, Any] = {"max_new_tokens": 3, "max_length": 200, "bootstrap_draws": 100, "seed": 3}
@@ -213,6 +214,22 @@ def test_a_task_that_cannot_be_loaded_is_said_before_any_model_samples(
     assert raised.value.findings[0].code == "harness-task"
     assert said in str(raised.value)
     assert not list(ctx.output_dir.iterdir())
+
+
+def test_the_task_of_the_documentation_runs(shelf, tmp_path) -> None:
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'triptych-rlhf[harness]'")
+    page = (ROOT / "docs" / "look.md").read_text(encoding="utf-8")
+    (text,) = [block for block in page.split("```yaml\n") if block.startswith("task: my_quiz")]
+    (tmp_path / "my_quiz.yaml").write_text(text.split("```")[0])
+    rows = [{"question": f"Is it {n}?", "choices": ["a", "b"], "answer": n % 2} for n in range(4)]
+    write_rows(tmp_path / "quiz.jsonl", rows)
+    inputs = {**shelf, "harness": as_checkpoint(tmp_path, ArtifactKind.TEXT)}
+    config = EvaluateConfig(**SETTINGS, harness={"tasks": ("my_quiz",)})
+
+    result = run(stage_context(tmp_path / "run", config, inputs))
+
+    assert result.metrics["harness/my_quiz/acc/base"] in (0, 0.25, 0.5, 0.75, 1)
+    assert any("my_quiz (version 1, 4 rows, 0-shot)" in note for note in result.notes)
 
 
 RAW = {
