@@ -159,7 +159,7 @@ class _Wirer:
                 base = self._inherited_base(name, config, inputs)
                 if base is not None:
                     inputs = {BASE: base, **inputs}
-            accelerate = processes_of(entry, spec, self.run.config.accelerate)
+            accelerate = processes_of(entry, spec, self.run)
             self.wired[name] = WiredStage(name, spec, config, inputs, entry.gate, accelerate)
         return Wiring(tuple(self.wired.values()), tuple(self.findings))
 
@@ -324,9 +324,11 @@ class _Wirer:
         self.findings.append(Finding(message, self.run.where(key), hint, code))
 
 
-def processes_of(entry: StageEntry, spec: StageSpec, run: AccelerateConfig) -> AccelerateConfig:
+def processes_of(entry: StageEntry, spec: StageSpec, run: RunFile) -> AccelerateConfig:
     """Return the processes of a stage: what its own block says, else the run's where the stage can use it."""
-    merged = entry.accelerate.over(run)
+    merged = entry.accelerate.over(run.config.accelerate)
+    if merged.config_file is not None and (beside := run.path.parent / merged.config_file).is_file():
+        merged = merged.model_copy(update={"config_file": str(beside)})
     asked = {"num_processes", "backend"} & entry.accelerate.model_fields_set
     return merged if asked or merged.backend in spec.backends else ONE_PROCESS
 

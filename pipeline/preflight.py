@@ -8,6 +8,7 @@ from pipeline.contract import ArtifactKind, Checkpoint, StageCheck
 from pipeline.disk import free_bytes, size_text
 from pipeline.errors import ConfigError, Finding
 from pipeline.inputs import FromUser, Origin
+from pipeline.many_check import many_findings
 from pipeline.plan import Plan, PlannedStage
 from pipeline.store import Store
 
@@ -49,19 +50,24 @@ def disk_findings(plan: Plan, store: Store, *, free: int) -> list[Finding]:
 
 def outlooks(plan: Plan, store: Store) -> dict[str, tuple[str, ...]]:
     """Return what the cards of the stages to run say beforehand, by stage; silent ones are left out."""
-    said = {
-        stage.name: tuple(stage.wired.spec.outlook(_stage_check(plan, stage, store)))
-        for stage in plan.to_run
-        if stage.wired.spec.outlook is not None
-    }
-    return {name: notes for name, notes in said.items() if notes}
+    said: dict[str, tuple[str, ...]] = {}
+    for stage in plan.to_run:
+        outlook, accelerate = stage.wired.spec.outlook, stage.wired.accelerate
+        notes = tuple(outlook(_stage_check(plan, stage, store))) if outlook else ()
+        if accelerate.is_many:
+            notes = (f"{accelerate.num_processes} processes ({accelerate.backend})", *notes)
+        elif plan.run.config.accelerate.is_many:
+            notes = ("one process: this kind of stage cannot use more", *notes)
+        if notes:
+            said[stage.name] = notes
+    return said
 
 
 def _card_findings(plan: Plan, stage: PlannedStage, store: Store) -> list[Finding]:
-    check = stage.wired.spec.check
-    if check is None:
-        return []
-    findings = check(_stage_check(plan, stage, store))
+    wired, check = stage.wired, stage.wired.spec.check
+    findings = many_findings(wired.spec, wired.accelerate)
+    if check is not None:
+        findings += check(_stage_check(plan, stage, store))
     return [_placed(plan, stage.name, finding) for finding in findings]
 
 

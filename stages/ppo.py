@@ -257,7 +257,7 @@ def ranks_findings(stage: StageCheck) -> list[Finding]:
         return []
     message = f"generation_backend is {backend}, which cannot share rows among processes"
     hint = "generation_backend: sampler, or accelerate: {num_processes: 1}"
-    return [Finding(message, f"stages.{stage.name}.generation_backend", hint, "not-for-many")]
+    return [Finding(message, "generation_backend", hint, "not-for-many")]
 
 
 def reward_findings(name: str, config: PPOConfig, roles: Collection[str]) -> list[Finding]:

@@ -60,6 +60,7 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     findings += early_stopping_findings(
         config.early_stopping, measured=ANSWER_METRICS, held_out=held_out, where=where
     )
+    findings += share_findings(stage)
     source = stage.inputs.get("demonstrations")
     if source is None:
         return findings
@@ -68,6 +69,19 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     except UserError as error:
         return [*findings, *error.findings]
     return [*findings, *too_many_rejects(rejects, len(rows), config.max_rejected_share, source.path)]
+
+
+def share_findings(stage: StageCheck) -> list[Finding]:
+    """Say whether the processes of a stage can share its optimizer steps."""
+    config: SftConfig = stage.config
+    count = stage.accelerate.num_processes
+    if rows_a_rank(config, count) is not None:
+        return []
+    micro, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    rows = f"{micro * accumulated} rows a step ({micro} x {accumulated})"
+    hint = "per_device_train_batch_size or gradient_accumulation_steps: a multiple of num_processes"
+    where = "per_device_train_batch_size"
+    return [Finding(f"{rows} cannot be shared by {count} processes", where, hint, "uneven-step")]
 
 
 def rows_a_rank(config: SftConfig, count: int) -> int | None:

@@ -56,7 +56,7 @@ class LoadedRun:
         path = overrides.full_path(dotted_key, list(self.config.stages))
         if path[0] == "stages" and len(path) > 2 and path[:3] not in self.source.places:
             shared = path[2:]
-            if shared[0] in SHARED and shared[:1] in self.source.places:
+            if shared[0] in (*SHARED, "accelerate") and shared[:1] in self.source.places:
                 return self.source.place(shared).value
         return self.source.place(path).value
 

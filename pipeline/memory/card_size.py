@@ -50,3 +50,18 @@ def local_card() -> CardSize | None:
         return CardSize(name.strip(), int(mebibytes) * 2**20)
     except (OSError, subprocess.SubprocessError, IndexError, ValueError):
         return None
+
+
+def num_cards() -> int:
+    """Return how many cards a run can see; 0 without any, or where nvidia-smi does not say."""
+    program, visible = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if program is None or visible in ("", "-1"):
+        return 0
+    try:
+        answer = subprocess.run(
+            [program, "-L"], capture_output=True, text=True, timeout=_ASK_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    there = sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+    return min(there, len(visible.split(","))) if visible else there
