@@ -15,7 +15,7 @@ from pipeline.config.run import RunConfig
 from pipeline.config.suggest import inner_model
 
 ROOT = Path(__file__).parents[2]
-RUN_FILES = sorted((ROOT / "configs").glob("**/*.yaml"))
+RUN_FILES = sorted((ROOT / "configs").glob("*.yaml"))
 KINDS = [kind for kind, module in registry.BUILT_IN.items() if find_spec(module)]
 
 
