@@ -65,12 +65,16 @@ def _remark(path: Path, kept: dict[str, str]) -> str:
     return (docstring or "").split("\n")[0].rstrip(".")
 
 
+def _holds_source(folder: Path) -> bool:
+    return any(path.suffix in (".py", ".yaml") for path in folder.rglob("*"))
+
+
 def _lines(folder: Path, depth: int, kept: dict[str, str]) -> Iterator[str]:
     indent = "  " * depth
     files = (p for p in folder.iterdir() if p.suffix in (".py", ".yaml") and p.name != "__init__.py")
     for path in sorted(files):
         yield f"{indent}{path.name}".ljust(28) + f"  {_remark(path, kept)}"
-    for inner in sorted(p for p in folder.iterdir() if p.is_dir() and any(p.rglob("*.py"))):
+    for inner in sorted(p for p in folder.iterdir() if p.is_dir() and _holds_source(p)):
         yield f"{indent}{inner.name}/".ljust(28) + f"  {_remark(inner, kept)}"
         yield from _lines(inner, depth + 1, kept)
 
