@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,10 +24,11 @@ from pipeline.cost import (
 from pipeline.errors import ExitCode, UserError
 from pipeline.report.collect import collect
 from pipeline.report.cost import cost_table, time_of
-from pipeline.report.page import render
+from pipeline.report.page import render, throughput
 from pipeline.report.view import RunView
 from pipeline.runner import Runner
-from pipeline.summary import summarise
+from pipeline.summary import speed_of, summarise
+from pipeline.tracking.lines import Series
 from pipeline.work import WorkFolder
 from tests.fakes import source
 from tests.fakes.engine import Engine
@@ -144,6 +146,18 @@ def test_the_parts_of_a_command_are_in_its_manifest_and_its_report_can_tell_them
     assert times["start"] == 2.5
     assert all(seconds >= 0 for seconds in times.values())
     assert summarise(collect(engine.store, "chain"))["command_seconds"] == times
+
+
+def test_the_stages_of_a_command_took_what_their_records_say(tmp_path):
+    engine = Engine(tmp_path / "work")
+
+    engine.run()
+    first = collect(engine.store, "chain")
+    engine.run()
+    second = collect(engine.store, "chain")
+
+    assert first.times["stages"] == pytest.approx(sum(stage.seconds for stage in first.stages), abs=0.01)
+    assert second.times["stages"] == 0
 
 
 def test_the_time_of_a_command_is_told_in_words_and_small_parts_are_not():
@@ -302,6 +316,18 @@ def test_tokens_are_the_last_count_that_was_logged(tmp_path):
     assert last_value(metrics, "num_tokens") == 250
     assert last_value(metrics, "loss") is None
     assert last_value(tmp_path / "absent", "num_tokens") is None
+
+
+def test_the_speed_of_a_stage_is_its_median_and_a_pause_or_a_nan_moves_it_not():
+    values = [10.0, 30.0, math.nan, 1000.0]
+    speeds = Series([1, 2, 3, 4], values, [0.0] * 4)
+    one = stage("sft", "sft", {}, {"tokens_per_second": speeds})
+
+    # Of 10, 30 and 1000; their mean would be 347.
+    assert speed_of(one) == 30.0
+    assert throughput(one) == 30.0
+    assert speed_of(stage("sft", "sft", {}, {})) is None
+    assert throughput(stage("sft", "sft", {}, {"samples_per_second": speeds})) == 30.0
 
 
 def test_no_price_is_no_price_and_not_nothing():

@@ -10,6 +10,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -98,8 +99,9 @@ def throughput(stage: StageView) -> float | None:
     """Return a stage's median speed, tokens a second if it was logged."""
     for word in THROUGHPUT:
         for name, series in stage.series.items():
-            if name.rsplit("/", 1)[-1] == word and series.values:
-                return sorted(series.values)[len(series.values) // 2]
+            values = [value for value in series.values if value == value]
+            if name.rsplit("/", 1)[-1] == word and values:
+                return median(values)
     return None
 
 

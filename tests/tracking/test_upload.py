@@ -72,6 +72,7 @@ def test_sending_a_run_twice_leaves_one_offline_file_a_stage(engine, monkeypatch
     files = list(engine.store.run_folder("chain").glob("wandb/offline-run-*/*.wandb"))
     runs = {run["name"]: run for run in map(read_run, files)}
     assert sorted(runs) == ["first", "second", "third"]
+    assert len(files) == 3
     assert all(run["group"] == "chain" for run in runs.values())
     assert [row["_step"] for row in runs["first"]["history"] if "loss" in row] == [1, 2, 3]
 
