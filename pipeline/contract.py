@@ -130,6 +130,8 @@ class StageResult:
     "Plain sentences for the record and the report, such as a fall-back that was taken."
     rows: Mapping[str, RowCounts] = field(default_factory=dict)
     "Rows of input files that were read row by row, by role; they stand in the record beside the file."
+    computing: Mapping[str, str] = field(default_factory=dict)
+    "How weights were held and products computed, as it was chosen for the device."
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,9 @@ def lines(node: Node, *, indent: str = "", told: set[str] | None = None) -> Iter
     settings = ", ".join(f"{name}={value}" for name, value in recipe.get("config", {}).items())
     yield f"{indent}    settings: {settings or 'all default'}"
     yield f"{indent}    environment: {_environment(record)}"
+    if record.environment.computing:
+        facts = ", ".join(f"{name}: {value}" for name, value in record.environment.computing.items())
+        yield f"{indent}    computed with {facts}"
     for note in record.notes:
         yield f"{indent}    note: {note}"
     for child in node.inputs:

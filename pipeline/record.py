@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from itertools import pairwise
@@ -100,6 +101,8 @@ class EnvironmentRecord(StrictModel):
     packages: dict[str, str]
     threads: int | None = None
     "Threads that torch computed with; the order of sums, and so the last bits, may depend on it."
+    computing: dict[str, str] = Field(default_factory=dict)
+    "Precision, attention and what else was chosen for the device; empty in records of before."
 
 
 class AttemptRecord(StrictModel):
@@ -194,7 +197,9 @@ def read_record(path: Path) -> StageRecord:
         raise StoreError(f"not a valid record: {error}", where=str(path), code="damaged") from error
 
 
-def environment(device: str = "cpu", *, threads: int | None = None) -> EnvironmentRecord:
+def environment(
+    device: str = "cpu", *, threads: int | None = None, computing: Mapping[str, str] | None = None
+) -> EnvironmentRecord:
     """Return this process's environment. Loads no package."""
     return EnvironmentRecord(
         python=platform.python_version(),
@@ -203,6 +208,7 @@ def environment(device: str = "cpu", *, threads: int | None = None) -> Environme
         device=device,
         packages=versions(PACKAGES),
         threads=threads,
+        computing=dict(computing or {}),
     )
 
 

@@ -149,7 +149,7 @@ def perform(
                 outputs=dict(sealed.outputs),
                 metrics={name: finite(float(value)) for name, value in result.metrics.items()},
                 notes=(*result.notes, *_many_note(request.accelerate), *left_out),
-                environment=environment(_device(), threads=_threads()),
+                environment=environment(_device(), threads=_threads(), computing=result.computing),
                 rows=_rows(result, request.inputs),
                 cost=measure(work.metrics, {"work": worked, "seal": time.monotonic() - started - worked}),
             ),

@@ -121,7 +121,9 @@ def test_lineage_prints_a_tree_and_json(engine: Engine, capsys: pytest.CaptureFi
     engine.run_here()
 
     main(["lineage", "chain:second", "--store", "store"])
-    assert "  parent: first" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "  parent: first" in shown
+    assert "    computed with weights: float64" in shown
     main(["lineage", "chain:second", "--store", "store", "--json"])
     assert json.loads(capsys.readouterr().out)[0]["inputs"][0]["inputs"][0]["name"] == "corpus.txt"
 

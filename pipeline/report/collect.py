@@ -166,6 +166,7 @@ def _complete(store: Store, name: str, status: StageStatus, record: StageRecord)
             "device": record.environment.device,
             "system": f"{record.environment.system} {record.environment.machine}",
             "python": record.environment.python,
+            **record.environment.computing,
             **record.environment.packages,
             **({} if record.environment.threads is None else {"threads": str(record.environment.threads)}),
         },

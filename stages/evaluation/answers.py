@@ -46,6 +46,8 @@ class Task:
     labelled: list[LabelledText] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    computing: Mapping[str, str] = field(default_factory=dict)
+    "How the base was held and computed."
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,8 @@ def collect(ctx: StageContext) -> tuple[Task, list[Answers]]:
     _stop_if_asked(ctx)
     ctx.logger.progress(len(found), len(found) + 1, "scores")
     reference = next(contestant for contestant in found if contestant.name == config.reference)
-    return exam.task, exam.read_again(given, reference)
+    given = exam.read_again(given, reference)
+    return replace(exam.task, computing=panel.computing()), given
 
 
 def open_harness(inputs: Mapping[str, Checkpoint], config: EvaluateConfig) -> Harness | None:

@@ -39,7 +39,7 @@ def evaluate(ctx: StageContext) -> StageResult:
     write_table(outputs["table"], measured, config, notes=notes, more=harness_tables(taken))
     write_samples(outputs["samples"], task, scored, config=config)
     said = [result.said for result in taken.values()][:1]
-    return StageResult(outputs, metrics, (*task.notes, *said))
+    return StageResult(outputs, metrics, (*task.notes, *said), computing=task.computing)
 
 
 def _judged(ctx: StageContext, task: Task, given: Sequence[Answers]) -> Judged:

@@ -15,6 +15,7 @@ from reward.model import ScoreHead
 from reward.scoring import score
 from stages.evaluate import FIXED_ROLES, EvaluateConfig
 from stages.runtime.adapters import load_adapter, load_head
+from stages.runtime.computing import computing_of
 from stages.runtime.generation import Rollout, sample
 from stages.runtime.loading import backbone, load_base, load_tokenizer
 from stages.runtime.output_head import OutputHead
@@ -124,6 +125,10 @@ class Panel(Reader):
             self._reward_head = ScoreHead.from_tensors(load_head(source)).requires_grad_(False)
             self._reward_head.to(next(self._model.parameters()).device)
         self._switch = AdapterSwitch(self._model)
+
+    def computing(self) -> dict[str, str]:
+        """Return how the base is held and computes, for the record."""
+        return computing_of(self._model, self._config.model, None)
 
     def use(self, name: str | None) -> None:
         """Put an adapter in effect, or the base alone."""

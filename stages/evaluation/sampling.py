@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from pipeline.contract import StageContext, StageResult
 from pipeline.errors import DataError, Interrupted
@@ -45,7 +46,8 @@ def sample_comparisons(ctx: StageContext) -> StageResult:
         source=f"{source.producer or source.source}@{source.fingerprint[:12]}",
         most=config.responses_per_prompt,
     )
-    return _result(ctx, harvest, num_prompts=len(rows), num_too_long=len(rows) - len(fitting))
+    made = _result(ctx, harvest, num_prompts=len(rows), num_too_long=len(rows) - len(fitting))
+    return replace(made, computing=speaker.computing())
 
 
 def _result(ctx: StageContext, harvest: Harvest, *, num_prompts: int, num_too_long: int) -> StageResult:

@@ -11,6 +11,7 @@ import torch
 from pipeline.errors import DataError
 from stages.committed import Committed
 from stages.runtime.adapters import load_adapter
+from stages.runtime.computing import computing_of
 from stages.runtime.generation import sample
 from stages.runtime.loading import causal_lm_of, load_base, load_tokenizer
 from stages.runtime.switch import AdapterSwitch
@@ -58,10 +59,15 @@ class Speaker:
             self._model = load_adapter(self._model, adapter, name=ADAPTER, trainable=False)
             AdapterSwitch(self._model).use(ADAPTER)
         self.name = committed.name
+        self._settings = committed.model
         self.chat = ChatText(tokenizer, generation_eos=generation_eos(causal_lm_of(self._model)))
         self._pad_token_id = int(tokenizer.pad_token_id)
         config = causal_lm_of(self._model).config.get_text_config()
         self._positions: int | None = getattr(config, "max_position_embeddings", None)
+
+    def computing(self) -> dict[str, str]:
+        """Return how the model is held and computes, for the record."""
+        return computing_of(self._model, self._settings, None)
 
     def answer(self, prompts: Sequence[Prompt], voice: Voice, *, per_prompt: int = 1) -> list[list[Said]]:
         """Return responses to each prompt, in order.

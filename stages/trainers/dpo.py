@@ -163,7 +163,9 @@ def train_dpo(ctx: StageContext) -> StageResult:
         save_adapter(parts.model, folder, name=POLICY, base=base, tokenizer=tokenizer)
     metrics = {**summary.metrics, **parts.hand_over.metrics(), **start, **final, **data.counts}
     notes = (*parts.notes, *data.notes, *summary.notes)
-    return StageResult({role: folder}, {k: float(v) for k, v in metrics.items()}, notes)
+    return StageResult(
+        {role: folder}, {k: float(v) for k, v in metrics.items()}, notes, computing=parts.computing(config)
+    )
 
 
 def _reference(ctx: StageContext, trainer: DPOTrainer, pairs: Sequence[TokenPair]) -> Logps:

@@ -18,6 +18,7 @@ from pipeline.errors import ModelError
 from stages.config import TrainingConfig
 from stages.pair_config import PairTrainingConfig
 from stages.runtime.adapters import load_adapter
+from stages.runtime.computing import computing_of
 from stages.runtime.handover import HandOver, prove_hand_over
 from stages.runtime.loading import (
     backbone,
@@ -73,6 +74,11 @@ class PairModel:
         if self.unpacked_because is None:
             return ()
         return (f"prompts are not shared and rows are padded: {self.unpacked_because}",)
+
+    def computing(self, config: TrainingConfig) -> dict[str, str]:
+        """Return how the model was held and computed, for the record."""
+        whole = self.autocast is not None
+        return computing_of(self.model, config.model, config.tuning, autocast=whole, packed=self.packed)
 
     def hidden(self, batch: PairBatch) -> Tensor:
         """Return last hidden states (positions, hidden) of a batch on the model's device."""

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from pipeline.contract import StageContext, StageResult
 from pipeline.errors import DataError, Finding, ModelError
 from stages.pretrain import PretrainConfig
+from stages.runtime.computing import computing_of
 from stages.runtime.handover import prove_trainable
 from stages.runtime.loading import backbone, device, load_base, load_tokenizer, vocabulary_findings
 from stages.runtime.offloading import offload_activations
@@ -93,7 +94,8 @@ def pretrain(ctx: StageContext) -> StageResult:
         "num_tokens": float(sum(len(block) - 1 for block in blocks)),
         "num_parameters": float(num_trainable),
     }
-    return StageResult({"model": folder}, metrics, summary.notes)
+    computing = computing_of(model, config.model, None, autocast=True)
+    return StageResult({"model": folder}, metrics, summary.notes, computing=computing)
 
 
 def model_from_scratch(

@@ -160,7 +160,8 @@ def _finish(
     notes = [*parts.notes, *data.notes, *card["flags"], *(note for s in summaries for note in s.notes)]
     if len(summaries) > 1:
         notes.append(f"{len(summaries)} members; policies are paid by their mean")
-    return StageResult(outputs, {k: float(v) for k, v in metrics.items()}, tuple(notes))
+    computing = parts.computing(ctx.config)
+    return StageResult(outputs, {k: float(v) for k, v in metrics.items()}, tuple(notes), computing=computing)
 
 
 def open_member(ctx: StageContext, parts: PairModel, number: int) -> RewardTrainer:

@@ -14,6 +14,7 @@ from pipeline.contract import Checkpoint, StageContext, StageResult
 from pipeline.errors import ConfigError, ModelError
 from reward.card import headline
 from stages.reward_encoder import EncoderRewardConfig, tuning_findings
+from stages.runtime.computing import computing_of
 from stages.runtime.encoder import Encoder, load_encoder, open_encoder, save_encoder
 from stages.trainers.loop import train
 from stages.trainers.pair_data import PairData, TokenPair, load_pair_data, open_pair_data
@@ -92,7 +93,8 @@ def train_encoder(ctx: StageContext) -> StageResult:
     write_card(card, model_folder=folder, table_folder=outputs["card"])
     metrics = {**summary.metrics, **headline(card), **data.counts}
     notes = (*data.notes, *card["flags"], *summary.notes)
-    return StageResult(outputs, {k: float(v) for k, v in metrics.items()}, notes)
+    computing = computing_of(encoder.model, config.model, config.tuning)
+    return StageResult(outputs, {k: float(v) for k, v in metrics.items()}, notes, computing=computing)
 
 
 def measure_encoder(

@@ -26,6 +26,7 @@ from stages.runtime.adapters import (
     save_adapter,
     trained_parameters,
 )
+from stages.runtime.computing import computing_of
 from stages.runtime.handover import HandOver, prove_hand_over
 from stages.runtime.loading import load_base, load_tokenizer, position_findings, vocabulary_findings
 from stages.runtime.ranks import open_ranks
@@ -35,7 +36,7 @@ from stages.runtime.whole_model import open_whole, save_whole
 from stages.sft import SftConfig
 from stages.trainers.early_stopping import EarlyStopping
 from stages.trainers.sft_evaluation import HeldOut
-from stages.trainers.sft_layout import choose_layout, without_base_dropout
+from stages.trainers.sft_layout import JoinedRows, choose_layout, without_base_dropout
 from stages.trainers.sft_rows import TokenRows, encode_rows, prove_stop_is_trained
 from stages.trainers.sft_trainer import AnswerTrainer, make_trainer
 from stages.tuning import ADAPTER as ADAPTER_OUTPUT
@@ -120,7 +121,9 @@ def train_sft(ctx: StageContext) -> StageResult:
         final = final | trainer.early.metrics()
         notes += trainer.early.notes(trainer.state.global_step, trainer.state.max_steps)
     metrics = {**trainer.totals.metrics(), **final, **prepared.metrics(), **proof.metrics()}
-    return StageResult({role: folder}, metrics, tuple(notes))
+    packed = isinstance(layout.collator, JoinedRows)
+    computing = computing_of(model, config.model, config.tuning, autocast=True, packed=packed)
+    return StageResult({role: folder}, metrics, tuple(notes), computing=computing)
 
 
 def prepare(ctx: StageContext) -> Prepared:

@@ -15,6 +15,7 @@ from pipeline.contract import StageContext, StageResult
 from pipeline.errors import HandOverError
 from stages.runtime.adapter_folder import write_tensors
 from stages.runtime.adapters import named_adapter_parameters, save_adapter, stored_key
+from stages.runtime.computing import computing_of
 from stages.runtime.folders import ADAPTER_WEIGHTS_FILE
 from stages.runtime.handover import HandOver, prove_hand_over
 from stages.runtime.saving.seal import train_sealed
@@ -119,7 +120,10 @@ def policy_result(
         tokenizer=trainer.processing_class,
     )
     last = last_values(trainer.state.log_history)
-    return StageResult({"adapter": folder}, {**last, **proof.metrics(), **metrics}, notes)
+    config = ctx.config
+    computing = computing_of(trainer.model, config.model, config.tuning, autocast=True)
+    found = {**last, **proof.metrics(), **metrics}
+    return StageResult({"adapter": folder}, found, notes, computing=computing)
 
 
 def last_values(history: list[dict[str, Any]]) -> dict[str, float]:

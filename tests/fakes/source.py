@@ -55,7 +55,9 @@ def run(ctx: StageContext) -> StageResult:
             raise Interrupted(f"stopped at step {step} of {config.steps}", hint="the same command goes on")
         time.sleep(config.pause_seconds)
     return StageResult(
-        {"model": write_model(ctx.output_dir / "model", value)}, {"value": value, "accuracy": 0.5}
+        {"model": write_model(ctx.output_dir / "model", value)},
+        {"value": value, "accuracy": 0.5},
+        computing={"weights": "float64"},
     )
 
 

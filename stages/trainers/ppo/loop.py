@@ -12,6 +12,7 @@ from pipeline.errors import Interrupted
 from stages.ops.kl import adapted_kl_coef
 from stages.ppo import PPOConfig
 from stages.runtime.adapters import save_adapter
+from stages.runtime.computing import computing_of
 from stages.runtime.ranks import Ranks
 from stages.runtime.saving.checkpoints import CheckpointFolder, checkpoint_key
 from stages.trainers.ppo.metrics import rollout_metrics, update_metrics
@@ -231,4 +232,8 @@ def _result(
         kept = [f"the policy is the one after iteration {state.best_iteration} of {state.iteration}"]
     padded = [f"rows were padded: {roles.unpacked_because}"] if roles.unpacked_because else []
     dropped = [f"{setting.dropped} prompts were too long and set aside"] if setting.dropped else []
-    return StageResult(outputs, metrics, notes=(*notes, *padded, *dropped, *state.alarms.values(), *kept))
+    config = setting.config
+    packed = roles.unpacked_because is None
+    computing = computing_of(roles.model, config.model, config.tuning, packed=packed)
+    said = (*notes, *padded, *dropped, *state.alarms.values(), *kept)
+    return StageResult(outputs, metrics, said, computing=computing)
