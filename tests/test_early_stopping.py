@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import nn
 
+from pipeline.config.run import TuningConfig
 from pipeline.contract import ArtifactKind, StageCheck
 from pipeline.errors import DataError, Interrupted, StageFailed
 from pipeline.fingerprint import key_settings
@@ -366,6 +367,35 @@ def test_what_a_stage_gives_are_the_best_weights_not_the_last(tmp_path, stages, 
     assert best["eval_loss"] == min(line["eval_loss"] for line in lines.values())
     assert result.metrics[final] == pytest.approx(best[name], abs=1e-6)
     assert abs(last[name] - best[name]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_where_every_weight_trains_the_whole_best_model_comes_back(tmp_path, stages, kind):
+    card, config, inputs = stages[kind]
+    full = {"tuning": TuningConfig(method="full"), "learning_rate": 1e-2 if kind == "sft" else 1e-3}
+    inputs = inputs if kind == "sft" else {**inputs, "policy": inputs["base"]}
+    ctx = stage_context(tmp_path, config.model_copy(update=full), inputs)
+
+    result = card.SPEC.run(ctx)
+
+    final, name = ("margin_mean", "eval_rewards/margins") if kind == "dpo" else ("eval_loss",) * 2
+    lines = {line["step"]: line for line in ctx.logger.lines if "overfitting_gap" in line}
+    best = min(lines, key=lambda step: lines[step]["eval_loss"])
+    assert result.metrics["best_step"] == best < max(lines)
+    assert result.metrics[final] == pytest.approx(lines[best][name], abs=1e-6)
+
+
+def test_each_member_of_an_ensemble_has_its_own_best_step(tmp_path, stages):
+    _, config, inputs = stages["reward"]
+    ctx = stage_context(tmp_path, config.model_copy(update={"ensemble": 2}), inputs)
+
+    result = reward.SPEC.run(ctx)
+
+    ends = [note for note in result.notes if note.startswith("stopped after step")]
+    other = [line for line in ctx.logger.lines if "member_1/overfitting_gap" in line]
+    best = min(other, key=lambda line: line["member_1/eval_loss"])["step"]
+    assert len(ends) == 2
+    assert f"the weights are those of step {best}," in ends[1]
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "pretrain"])

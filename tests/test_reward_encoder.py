@@ -240,3 +240,17 @@ def test_the_heads_of_other_families_are_stored_and_restored(tmp_path, model_typ
 
     torch.testing.assert_close(loaded, given, atol=1e-6, rtol=0)
     assert not torch.allclose(fresh, given, atol=1e-3)
+
+
+def test_training_that_ends_early_gives_the_best_weights(base, tmp_path):
+    # A coin says which side is better, so there is nothing to learn that holds for other pairs.
+    early = {"eval_steps": 2, "patience": 2}
+    rows = toy_rows(60, shuffled=True)
+    ctx = context(tmp_path, base, rows, early_stopping=early, eval_share=0.3, max_steps=40)
+
+    result = SPEC.run(ctx)
+
+    lines = {line["step"]: line for line in ctx.logger.lines if "overfitting_gap" in line}
+    best = min(lines, key=lambda step: lines[step]["eval_loss"])
+    assert result.metrics["best_step"] == best < max(lines)
+    assert result.metrics["margin_mean"] == pytest.approx(lines[best]["eval_rewards/margins"], abs=1e-5)
