@@ -86,6 +86,16 @@ def day_and_time(moment: datetime) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 
 
+def alarms_of(series: Mapping[str, Series]) -> list[AlarmView]:
+    """Return what the stage's monitor found wrong: metrics alarm/NAME that were ever 1."""
+    found = []
+    for name, curve in series.items():
+        steps = [step for step, value in zip(curve.steps, curve.values, strict=True) if value > 0]
+        if name.startswith(ALARM) and steps:
+            found.append(AlarmView(name.removeprefix(ALARM), steps[0], len(steps)))
+    return sorted(found, key=lambda alarm: alarm.step)
+
+
 def joined(data: list[DataView]) -> list[DataView]:
     """Show what several stages found alike in the same file once, under all their names."""
     groups: list[list[DataView]] = []
@@ -132,7 +142,7 @@ def _stage(store: Store, name: str, status: StageStatus, record: StageRecord | s
         key=status.key or "",
         inputs=inputs,
         series=series,
-        alarms=_alarms(series),
+        alarms=alarms_of(series),
     )
 
 
@@ -174,18 +184,8 @@ def _complete(store: Store, name: str, status: StageStatus, record: StageRecord)
         cost=record.cost,
         gate_bounds=status.gate.bounds if status.gate else {},
         gate_closed=status.gate.closed if status.gate else (),
-        alarms=_alarms(series),
+        alarms=alarms_of(series),
     )
-
-
-def _alarms(series: Mapping[str, Series]) -> list[AlarmView]:
-    """Return what the stage's monitor found wrong: metrics alarm/NAME that were ever 1."""
-    found = []
-    for name, curve in series.items():
-        steps = [step for step, value in zip(curve.steps, curve.values, strict=True) if value > 0]
-        if name.startswith(ALARM) and steps:
-            found.append(AlarmView(name.removeprefix(ALARM), steps[0], len(steps)))
-    return sorted(found, key=lambda alarm: alarm.step)
 
 
 def _reason(status: StageStatus) -> str:

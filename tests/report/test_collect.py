@@ -18,10 +18,11 @@ from pipeline.report.artifacts import (
     read_samples,
     read_tables,
 )
-from pipeline.report.collect import collect, joined
+from pipeline.report.collect import alarms_of, collect, joined
 from pipeline.report.live import LivePage
 from pipeline.report.view import DataView
 from pipeline.report.write import write_report
+from pipeline.tracking.lines import Series
 from tests.fakes.engine import Engine
 
 
@@ -235,3 +236,31 @@ def test_what_several_stages_found_alike_in_a_file_is_shown_once():
         ("reward, dpo", facts),
         ("kto", [("rows read", "8")]),
     ]
+
+
+def test_an_alarm_is_a_metric_that_was_ever_above_zero():
+    def curve(*values: float) -> Series:
+        return Series([10 * at for at in range(len(values))], list(values), [0.0] * len(values))
+
+    series = {
+        "alarm/length": curve(0, 0, 0, 1),
+        "alarm/kl": curve(0, 1, 0, 1),
+        "alarm/entropy": curve(0, 0, 0, 0),
+        "ppo/kl": curve(1, 1, 1, 1),
+    }
+
+    found = alarms_of(series)
+
+    # The first that rose stands first: kl at step 10 on two lines, length at step 30 on one.
+    assert [(alarm.name, alarm.step, alarm.count) for alarm in found] == [("kl", 10, 2), ("length", 30, 1)]
+
+
+def test_the_time_of_a_run_leaves_out_what_was_reused(engine: Engine):
+    engine.run_here("first.pause_seconds=0.05")
+    made = collect(engine.store, "chain")
+    engine.run_here("first.pause_seconds=0.05")
+    reused = collect(engine.store, "chain")
+
+    assert made.seconds == pytest.approx(sum(stage.seconds for stage in made.stages))
+    assert made.seconds >= 0.15
+    assert reused.seconds == 0

@@ -26,7 +26,7 @@ from tests.report.sample_run import curve, demo, stage
 
 HOSTILE = (
     "</script><script>console.error('ran')</script><img src=//x.invalid/y onerror=console.error('ran')>"
-    "<!--\"'&{{7*7}}</textarea></style></title>"
+    "<!--\"'&{{7*7}}</textarea></style></title> <img/src=//x.invalid/z/onerror=console.error('ran')>"
 )
 
 
@@ -55,7 +55,11 @@ def hostile_run():
         outputs=[OutputView(HOSTILE, HOSTILE, HOSTILE, 1, 1)],
     )
     data = DataView(HOSTILE, HOSTILE, [(HOSTILE, HOSTILE)], [HOSTILE], [(HOSTILE, HOSTILE)], 1)
-    samples = SamplesView("evaluate", [SampleView(HOSTILE, [Answer(HOSTILE, HOSTILE, {HOSTILE: 1.0})])], 1)
+    samples = SamplesView(
+        "evaluate",
+        [SampleView(HOSTILE, [Answer("plain", "words"), Answer(HOSTILE, HOSTILE, {HOSTILE: 1.0})])],
+        1,
+    )
     table = TableView("evaluate", HOSTILE, [HOSTILE], [[HOSTILE]], (HOSTILE,))
     return replace(
         run,
@@ -107,7 +111,7 @@ def hostile_pages():
 def test_hostile_text_does_nothing_in_a_browser(tmp_path, name):
     path = tmp_path / "page.html"
     path.write_text(hostile_pages()[name], encoding="utf-8")
-    # Every curve is pointed at and every answer is marked: both write text into the page.
+    # Every curve is pointed at, and every hostile word is marked as one that the plain answer lacks.
     use = """
       document.querySelectorAll('details').forEach((part) => { part.open = true; });
       const chooser = document.getElementById('reference');
@@ -116,6 +120,7 @@ def test_hostile_text_does_nothing_in_a_browser(tmp_path, name):
         figure.scrollIntoView();
         figure.dispatchEvent(new KeyboardEvent('keydown', { key: 'End' }));
       }
+      if (chooser && !document.querySelector('mark')) console.warn('nothing was marked');
       new Promise((done) => setTimeout(done, 300))"""
 
     view = look_at(path, script=use, again=use)
