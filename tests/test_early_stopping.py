@@ -372,7 +372,7 @@ def test_what_a_stage_gives_are_the_best_weights_not_the_last(tmp_path, stages, 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_where_every_weight_trains_the_whole_best_model_comes_back(tmp_path, stages, kind):
     card, config, inputs = stages[kind]
-    full = {"tuning": TuningConfig(method="full"), "learning_rate": 1e-2 if kind == "sft" else 1e-3}
+    full = {"tuning": TuningConfig(method="full"), "learning_rate": 5e-2 if kind == "sft" else 1e-3}
     inputs = inputs if kind == "sft" else {**inputs, "policy": inputs["base"]}
     ctx = stage_context(tmp_path, config.model_copy(update=full), inputs)
 
