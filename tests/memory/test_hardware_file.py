@@ -8,7 +8,7 @@ from pipeline.cli.main import main
 from pipeline.errors import ConfigError
 from pipeline.memory.bases import find_shape
 from pipeline.memory.choice import smallest_cards
-from pipeline.memory.hardware import find_card
+from pipeline.memory.hardware import SHIPPED, find_card
 from pipeline.memory.hardware_file import read_hardware
 from tests.memory.shapes import LLAMA_8B, config_only
 
@@ -163,3 +163,35 @@ def test_the_shipped_file_holds_no_key_of_its_own():
     assert len({card.name for card in hardware.cards}) == len(hardware.cards)
     assert all(card.bf16_tflops and card.bandwidth_gbs for card in hardware.cards)
     assert find_card("H100 SXM", hardware).memory_bytes == 81559 * 2**20
+
+
+# Tensor cores, boost clock (GHz) and operations a core and clock with float32 sums: 256 on professional cards
+# of Ampere and Ada, 128 on GeForce, 512 on A100.
+CORES = {
+    "RTX 3060 12GB": (112, 1.777, 128),
+    "RTX 4060 Ti 16GB": (136, 2.535, 128),
+    "RTX 4080": (304, 2.505, 128),
+    "A10": (288, 1.695, 256),
+    "RTX 3090": (328, 1.695, 128),
+    "RTX 4090": (512, 2.52, 128),
+    "RTX 5090": (680, 2.407, 128),
+    "A100 40GB": (432, 1.41, 512),
+    "L40S": (568, 2.49, 256),
+    "RTX A6000": (336, 1.8, 256),
+}
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_the_speed_of_a_card_follows_from_its_cores_and_clock(name):
+    cores, clock, operations = CORES[name]
+    card = next(card for card in read_hardware().cards if card.name == name)
+
+    assert card.bf16_tflops == pytest.approx(cores * clock * operations / 1000, rel=0.01)
+
+
+def test_every_shipped_card_has_its_source_above_it():
+    lines = SHIPPED.read_text().splitlines()
+
+    for number, line in enumerate(lines):
+        if line.lstrip().startswith("- {name:"):
+            assert lines[number - 1].lstrip().startswith("#"), line
