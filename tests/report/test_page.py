@@ -104,6 +104,14 @@ def test_a_run_without_results_still_makes_a_page():
     assert "1 not finished" in Page(text).words
 
 
+def test_what_a_live_run_has_before_it_is_no_failure():
+    waiting = StageView(name="dpo", kind="dpo", state="running")
+    run = replace(demo(), stages=[demo().stages[0], waiting])
+
+    assert "0 ran, 1 reused, 1 to go." in Page(render(replace(run, live=True))).words
+    assert "0 ran, 1 reused, 1 not finished." in Page(render(run)).words
+
+
 def test_a_page_of_a_run_that_goes_on_loads_itself_again():
     refresh = [
         a for a in Page(render(replace(demo(), live=True))).all("meta") if a.get("http-equiv") == "refresh"
