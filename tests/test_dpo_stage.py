@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pipeline.config.run import TuningConfig
 from pipeline.disk import Disk
 from pipeline.errors import HandOverError, Interrupted, StoreError
 from stages.dpo import SPEC, DPOConfig
+from stages.ops.preference_losses import PairLogps
 from stages.runtime.saving.cache import TensorCache
 from stages.trainers import dpo as dpo_module
 from stages.trainers.pair_data import TokenPair
@@ -230,3 +232,31 @@ def test_a_cached_entry_stopped_while_it_was_written_is_absent(tmp_path):
 
     assert cache.read("k") is None
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def _cost(gap):
+    return math.log(1 + math.exp(-gap))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # Means a token: chosen -2 / 4, rejected -3 / 2; beta 2 * 1 less the margin asked for.
+        pytest.param({"loss_type": "simpo", "simpo_gamma": 1.5}, _cost(2 - 1.5), id="simpo_gamma"),
+        # Sums: -2 + 3 = 1, times beta 2; the reference finds both equally likely.
+        pytest.param({}, _cost(2), id="beta"),
+        pytest.param({"label_smoothing": 0.1}, 0.9 * _cost(2) + 0.1 * _cost(-2), id="label_smoothing"),
+        # Plus 0.5 times 2 / 4 nats a token of chosen.
+        pytest.param({"sft_coef": 0.5}, _cost(2) + 0.25, id="sft_coef"),
+    ],
+)
+def test_the_settings_reach_the_loss(settings, expected):
+    zero = torch.zeros(1)
+    logps = PairLogps(
+        torch.tensor([-2.0]), torch.tensor([-3.0]), torch.tensor([4.0]), torch.tensor([2.0]), zero, zero
+    )
+    trainer = dpo_module.DPOTrainer(None, None, DPOConfig(beta=2.0, **settings), None)
+
+    loss = trainer.losses(SimpleNamespace(labels=torch.ones(1)), logps)
+
+    assert float(loss) == pytest.approx(expected, abs=1e-6)

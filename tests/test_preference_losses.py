@@ -114,6 +114,20 @@ def test_a_certain_soft_label_is_the_published_loss_and_a_half_is_even(loss_type
         torch.testing.assert_close(one_way, other_way)
 
 
+def test_smoothing_takes_its_share_from_both_sides_of_a_soft_label():
+    # 7 of 10 votes and one label of ten taken to be wrong: p = 0.7 * 0.9 + 0.3 * 0.1 = 0.66.
+    # 2 of 10 votes: p = 0.2 * 0.9 + 0.8 * 0.1 = 0.26. beta * delta: 0.5 and -1.
+    labels = torch.tensor([0.7, 0.2], dtype=torch.float64)
+
+    found = preference_loss("sigmoid", two_pairs(), beta=BETA, labels=labels, label_smoothing=0.1)
+
+    expected = [
+        -0.66 * math.log(sigmoid(0.5)) - 0.34 * math.log(sigmoid(-0.5)),
+        -0.26 * math.log(sigmoid(-1.0)) - 0.74 * math.log(sigmoid(1.0)),
+    ]
+    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+
+
 def test_the_gradient_pulls_chosen_up_and_rejected_down():
     logps = two_pairs()
     logps.chosen.requires_grad_()
