@@ -47,8 +47,8 @@ def test_a_stage_that_is_one_process_refuses_two(kind: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["fsdp2", "deepspeed"])
-@pytest.mark.parametrize("kind", ["reward", "dpo", "ppo", "pretrain"])
-def test_our_own_loops_hold_the_whole_model_in_every_process(kind: str, backend: str) -> None:
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "ppo", "pretrain"])
+def test_every_process_holds_the_whole_model(kind: str, backend: str) -> None:
     assert found(kind, num_processes=2, backend=backend) == [
         (f"a {kind} stage cannot be trained with {backend}", "accelerate.backend", "backend: ddp")
     ]
@@ -116,6 +116,35 @@ def test_a_shipped_file_says_what_its_backend_says(backend: str, file: str, tmp_
         if flag.startswith(("--fsdp_", "--zero")):
             assert str(options[name]).lower() == value.lower(), name
     assert str(given["mixed_precision"]) == "no"
+
+
+@pytest.mark.parametrize("backend", ["ddp", "fsdp2", "deepspeed"])
+@pytest.mark.parametrize("file", [None, "ddp.yaml", "fsdp2.yaml", "deepspeed_zero3.yaml"])
+def test_accelerate_itself_understands_the_command_and_the_files(
+    backend: str, file: str | None, tmp_path: Path
+) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    config_file = None if file is None else str(SHIPPED / file)
+    block = AccelerateConfig.model_validate(
+        {"num_processes": 4, "num_machines": 2, "main_process_ip": "10.0.0.1", "main_process_port": 4711}
+        | {"backend": backend, "config_file": config_file, "machine_rank": 1}
+    )
+    words = launch_command(tmp_path / "r.json", block, progress=tmp_path / "p", lock=tmp_path / "l")
+    given = launch_command_parser().parse_args(words[words.index("accelerate.commands.launch") + 1 :])
+
+    assert (given.num_processes, given.num_machines, given.machine_rank) == (4, 2, 1)
+    assert given.module
+    assert given.training_script == "pipeline.worker"
+    assert given.training_script_args[0] == str((tmp_path / "r.json").resolve())
+    if config_file is None:
+        flags = {"ddp": given.multi_gpu, "fsdp2": given.use_fsdp, "deepspeed": given.use_deepspeed}
+        assert {name for name, flag in flags.items() if flag} == {backend}
+        assert (given.fsdp_version == "2") == (backend == "fsdp2")
+        assert given.zero_stage == (3 if backend == "deepspeed" else None)
+    else:
+        assert load_config_from_file(config_file).mixed_precision == "no"
 
 
 def findings_of_plan(world: Path, *overrides: str, until: str | None = None) -> list[str]:
