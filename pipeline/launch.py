@@ -105,12 +105,12 @@ def launch(work: WorkFolder, *, listen: Listener, stop: StopRequests, lock: Path
     """
     accelerate = work.read_request().accelerate
     if accelerate.is_many:
-        return _launch_many(work, accelerate, listen=listen, stop=stop, lock=lock)
+        return launch_many(work, accelerate, listen=listen, stop=stop, lock=lock)
     ooms_before = oom_kills()
     reader, writer = os.pipe()
     command = [sys.executable, "-P", "-u", "-m", "pipeline.worker", str(work.request.resolve())]
     command += ["--progress", str(writer), "--lock", str(lock.resolve())]
-    with _opened_log(work) as log:
+    with _opened_log(work.log) as log:
         child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -130,15 +130,20 @@ def launch(work: WorkFolder, *, listen: Listener, stop: StopRequests, lock: Path
     return work.read_failure() or died(child.returncode, oom=oom_kills() > ooms_before)
 
 
-def _launch_many(
+def launch_many(
     work: WorkFolder, accelerate: AccelerateConfig, *, listen: Listener, stop: StopRequests, lock: Path
 ) -> Failure | None:
-    """Run a request in several ranks; failure.json names the one that was the first to fail."""
-    ooms_before = oom_kills()
-    shutil.rmtree(work.path / "ranks", ignore_errors=True)
+    """Run a request in several ranks; failure.json names the one that was the first to fail.
+
+    Machine 0 keeps the work folder; the others only start their ranks and read how they ended.
+    """
+    ooms_before, keeps = oom_kills(), accelerate.machine_rank == 0
+    log_path = work.log if keeps else work.path / f"log-{accelerate.machine_rank}.txt"
+    if keeps:
+        shutil.rmtree(work.path / "ranks", ignore_errors=True)
     pipe = ProgressPipe()
     command = launch_command(work.request, accelerate, progress=pipe.path, lock=lock)
-    with _opened_log(work) as log:
+    with _opened_log(log_path) as log:
         log_start = log.tell()
         child = subprocess.Popen(
             command,
@@ -163,12 +168,13 @@ def _launch_many(
         work,
         accelerate.num_processes,
         returncode=child.returncode,
-        log=tail(work.log, log_start),
+        log=tail(log_path, log_start),
         died=lambda code, who: died(code, oom=oom, who=who),
     )
-    if failure is not None:
+    if keeps and failure is not None:
         (work.path / "failure.json").write_bytes(failure.to_bytes())
-    shutil.rmtree(work.path / "ranks", ignore_errors=True)
+    if keeps:
+        shutil.rmtree(work.path / "ranks", ignore_errors=True)
     return failure
 
 
@@ -222,11 +228,11 @@ def oom_kills() -> int:
         return 0
 
 
-def _opened_log(work: WorkFolder) -> BinaryIO:
+def _opened_log(path: Path) -> BinaryIO:
     try:
-        return work.log.open("ab")
+        return path.open("ab")
     except OSError as error:
-        raise explain(error, "write", work.log) from error
+        raise explain(error, "write", path) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,6 +174,8 @@ def verdict(
 
 def tail(path: Path, start: int) -> str:
     """Return what was added to a log since it had `start` bytes, at most its last few megabytes."""
+    if not path.exists():
+        return ""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(start, size - _LARGEST_LOG_BYTES))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from pipeline.errors import ExitCode
 from tests.many_setup import (
     assert_same_metrics,
+    command,
     end,
     failure_of,
     lines_of,
@@ -113,3 +116,23 @@ def test_a_stop_request_is_agreed_on_saved_and_gone_on_from(world: Path, asked: 
     assert_same_metrics(world, "longer", store, "reward", within=1e-5)
     assert weight_distance(world, "longer", store, "reward") < 1e-6
     assert [line["step"] for line in lines_of(world, store, "reward") if "loss" in line] == list(range(1, 15))
+
+
+@pytest.mark.slow
+def test_two_machines_that_share_a_folder_give_the_stage_of_one(world: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    block = {"num_processes": 2, "num_machines": 2, "main_process_ip": "127.0.0.1", "main_process_port": port}
+    words = [f"accelerate.{key}={value}" for key, value in block.items()]
+    helper = subprocess.Popen(
+        command(*words, "accelerate.machine_rank=1", store="machines", until="dpo"), cwd=world
+    )
+    first = run(world, *words, store="machines", until="dpo")
+
+    assert first.returncode == 0, first.stderr
+    assert helper.wait(timeout=60) == 0
+    assert run_alone(world, store="one", until="dpo") == 0
+    assert_same_metrics(world, "one", "machines", "dpo", within=1e-4)
+    assert weight_distance(world, "one", "machines", "dpo") < 1e-5
+    assert verified(world, "machines")

@@ -38,6 +38,10 @@ def main(args: argparse.Namespace) -> int:
         store.create()
         store.share(args.shared_store, remember=True)
     refuse_hopeless(run, store)
+    if run.config.accelerate.machine_rank > 0:
+        from pipeline.helper import Helper
+
+        return Helper(run, store, choose(), until=args.until).go()
     runner = Runner(run, store, choose(), keep_going=args.keep_going, until=args.until)
     with LivePage(store, run.config.name) as page:
 

@@ -19,7 +19,7 @@ class AccelerateConfig(StrictModel):
     num_machines: int = Field(1, ge=1)
     "Machines that the processes are spread over evenly."
     machine_rank: int = Field(0, ge=0)
-    "Number of this machine, from 0; machine 0 keeps the store."
+    "Number of this machine, from 0. Machine 0 makes the run; the others help, on the same store folder."
     main_process_ip: str | None = None
     "Address of machine 0, as the others reach it."
     main_process_port: int | None = Field(None, ge=1, le=65535)
