@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from types import TracebackType
 
 from pipeline.errors import UserError
@@ -12,12 +13,15 @@ from pipeline.store import Store
 logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 20.0
+MOST_OF_A_CORE = 0.02
+"Share of one core that pages may take from training; pages of a large run are then written less often."
 
 
 class LivePage:
     """A context in which a run's report is written every twenty seconds, by a thread that waits.
 
-    A run that ends sooner costs nothing. A page that cannot be written is named once.
+    A page that took long to write is followed by a longer pause. A run that ends sooner costs
+    nothing. A page that cannot be written is named once.
     """
 
     def __init__(self, store: Store, name: str, *, refresh_seconds: float = REFRESH_SECONDS) -> None:
@@ -43,13 +47,21 @@ class LivePage:
         self._thread.join()
 
     def _refresh(self) -> None:
-        while not self._ended.wait(self._refresh_seconds):
+        pause = self._refresh_seconds
+        while not self._ended.wait(pause):
             # Imported when a page is due: a short run needs no template engine here.
             from pipeline.report.write import write_report
 
+            began = time.thread_time()
             try:
                 write_report(self._store, self._name, live=True)
             except (UserError, OSError) as problem:
                 if not self._complained:
                     logger.warning("the live report is not written: %s", problem)
                 self._complained = True
+            pause = pause_after(time.thread_time() - began, least=self._refresh_seconds)
+
+
+def pause_after(seconds: float, *, least: float) -> float:
+    """Return how long to wait after a page that took so many seconds of CPU."""
+    return max(least, seconds / MOST_OF_A_CORE)

@@ -19,7 +19,7 @@ from pipeline.report.artifacts import (
     read_tables,
 )
 from pipeline.report.collect import alarms_of, collect, joined
-from pipeline.report.live import LivePage
+from pipeline.report.live import LivePage, pause_after
 from pipeline.report.view import DataView
 from pipeline.report.write import write_report
 from pipeline.tracking.lines import Series
@@ -264,3 +264,9 @@ def test_the_time_of_a_run_leaves_out_what_was_reused(engine: Engine):
     assert made.seconds == pytest.approx(sum(stage.seconds for stage in made.stages))
     assert made.seconds >= 0.15
     assert reused.seconds == 0
+
+
+def test_pages_of_a_large_run_are_written_less_often():
+    # A fiftieth of a core: 2 s of work are followed by 100 s of rest, 0.1 s by the least there is.
+    assert pause_after(2.0, least=20.0) == pytest.approx(100.0)
+    assert pause_after(0.1, least=20.0) == 20.0
