@@ -169,6 +169,7 @@ def launch_many(
         accelerate.num_processes,
         returncode=child.returncode,
         log=tail(log_path, log_start),
+        started=bool(ranks.pids),
         died=lambda code, who: died(code, oom=oom, who=who),
     )
     if keeps and failure is not None:

@@ -136,6 +136,7 @@ def verdict(
     *,
     returncode: int,
     log: str,
+    started: bool,
     died: Callable[[int, str], Failure],
 ) -> Failure | None:
     """Say why ranks gave no result, naming the rank that was the first to fail.
@@ -148,6 +149,7 @@ def verdict(
         count: ranks in all.
         returncode: of the launcher.
         log: what this attempt printed.
+        started: whether any rank ever said that it lives.
         died: exit code and a name -> the failure of a process that left no word.
 
     Returns:
@@ -167,6 +169,8 @@ def verdict(
         # All ranks say the same of a mistake that all see; rank 0 speaks for them.
         rank = min(own, key=lambda rank: (own[rank].outcome == "interrupted", rank))
         return own[rank] if rank == 0 and len(own) == count else _named(own[rank], rank, count)
+    if returncode < 0 or not (started or ended or said):
+        return died(returncode, "accelerate launch")
     silent = [rank for rank in range(count) if rank not in said]
     rank = next((rank for rank in ended if rank in silent), silent[0] if silent else 0)
     return died(ended.get(rank, returncode), f"rank {rank} of {count}")

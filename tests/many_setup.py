@@ -49,6 +49,7 @@ PPO = {
 }
 CLOCKS = ("tokens_per_second", "reference/seconds", "eps", "time")
 "What no two runs share."
+LONGEST_SECONDS = 240.0
 
 
 def write_world(root: Path) -> Path:
@@ -102,7 +103,12 @@ def command(*words: str, store: str, until: str) -> list[str]:
 def run(folder: Path, *words: str, store: str, until: str) -> subprocess.CompletedProcess[str]:
     """Run one stage and wait for it."""
     return subprocess.run(
-        command(*words, store=store, until=until), cwd=folder, capture_output=True, text=True, check=False
+        command(*words, store=store, until=until),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LONGEST_SECONDS,
     )
 
 
@@ -133,6 +139,15 @@ def run_until_step(
     raise AssertionError(child.communicate()[1])
 
 
+def said_at_the_end(child: subprocess.Popen[str]) -> str:
+    """Wait for a run and return what it said; ranks that wait for each other for ever are ended."""
+    try:
+        return child.communicate(timeout=LONGEST_SECONDS)[1]
+    except subprocess.TimeoutExpired:
+        child.kill()
+        raise
+
+
 def rank_pids(runner: int) -> dict[int, int]:
     """Return the processes of the ranks below a runner, by rank."""
     found = {}
@@ -140,7 +155,7 @@ def rank_pids(runner: int) -> dict[int, int]:
     processes = sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     for pid in processes:
         try:
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            parent = parent_of(pid)
             variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         except OSError:
             continue
@@ -150,6 +165,24 @@ def rank_pids(runner: int) -> dict[int, int]:
             if b"LOCAL_RANK" in named:
                 found.setdefault(int(named[b"RANK"]), pid)
     return found
+
+
+def parent_of(pid: int) -> int:
+    """Return the process that started another."""
+    return int(_status(pid)[1])
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process runs; one that only waits to be asked how it ended does not."""
+    try:
+        return _status(pid)[0] != "Z"
+    except OSError:
+        return False
+
+
+def _status(pid: int) -> list[str]:
+    """Return state, parent and so on, from what Linux says of a process."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
 
 
 def end(pid: int, number: signal.Signals) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -43,10 +45,13 @@ def _work(folder: Path, **failures: Failure) -> WorkFolder:
     return work
 
 
-def _verdict(work: WorkFolder, *, log: str = "", returncode: int = 1, oom: bool = False) -> Failure | None:
-    return verdict(
-        work, 2, returncode=returncode, log=log, died=lambda code, who: died(code, oom=oom, who=who)
-    )
+def _verdict(
+    work: WorkFolder, *, log: str = "", returncode: int = 1, oom: bool = False, started: bool = True
+) -> Failure | None:
+    def say(code: int, who: str) -> Failure:
+        return died(code, oom=oom, who=who)
+
+    return verdict(work, 2, returncode=returncode, log=log, started=started, died=say)
 
 
 LOST = Failure("killed", (Finding("another rank is gone", code=LOST_RANK),), ExitCode.KILLED)
@@ -102,6 +107,33 @@ def test_a_rank_without_a_word_is_named_when_the_launcher_says_nothing(tmp_path:
 
     assert failure is not None
     assert failure.findings[0].message.startswith("rank 1 of 2 ended with exit code 1")
+
+
+@pytest.mark.parametrize(
+    ("returncode", "started", "message"),
+    [
+        pytest.param(-9, True, "accelerate launch was killed by SIGKILL", id="it was killed"),
+        pytest.param(1, False, "accelerate launch ended with exit code 1", id="no rank ever lived"),
+    ],
+)
+def test_a_launcher_that_fails_itself_is_named(
+    tmp_path: Path, returncode: int, started: bool, message: str
+) -> None:
+    failure = _verdict(_work(tmp_path), returncode=returncode, started=started)
+
+    assert failure is not None
+    assert failure.findings[0].message.startswith(message)
+
+
+def test_one_process_never_loads_the_code_of_several() -> None:
+    program = (
+        "import sys, stages.trainers.loop, stages.trainers.sft, stages.trainers.ppo.loop\n"
+        "assert 'stages.runtime.process_group' not in sys.modules\n"
+        "import torch.distributed as dist\n"
+        "assert not dist.is_initialized()\n"
+    )
+
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_the_command_holds_what_the_block_says(tmp_path: Path) -> None:

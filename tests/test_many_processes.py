@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from tests.many_setup import (
     command,
     end,
     failure_of,
+    is_alive,
     lines_of,
+    parent_of,
     run,
     run_alone,
     run_until_step,
+    said_at_the_end,
     stage_folder,
     verified,
     weight_distance,
@@ -38,7 +42,7 @@ def test_a_killed_rank_is_named_and_the_same_command_goes_on(world: Path) -> Non
     assert run_alone(world, *LONGER, store="longer", until="reward") == 0
     child, ranks = run_until_step(world, TWO, *LONGER, store="killed", until="reward", step=4)
     end(ranks[1], signal.SIGKILL)
-    _, said = child.communicate()
+    said = said_at_the_end(child)
 
     assert child.returncode == ExitCode.KILLED
     assert "rank 1 of 2 was killed by SIGKILL" in said
@@ -72,7 +76,7 @@ def test_two_processes_give_the_stage_of_one(world: Path, stage: str) -> None:
 def test_rank_0_killed_is_named_and_one_process_may_go_on_for_two(world: Path) -> None:
     child, ranks = run_until_step(world, TWO, *LONGER, store="killed-0", until="reward", step=4)
     end(ranks[0], signal.SIGKILL)
-    _, said = child.communicate()
+    said = said_at_the_end(child)
 
     assert "rank 0 of 2 was killed by SIGKILL" in said
     run_alone(world, *LONGER, store="longer", until="reward")
@@ -92,7 +96,7 @@ def test_a_stage_goes_on_from_the_checkpoint_of_two(
     store, alone = f"{stage}-{how.name}", f"longer-{stage}"
     child, ranks = run_until_step(world, TWO, *longer, store=store, until=stage, step=3)
     end(ranks[1] if how == signal.SIGKILL else child.pid, how)
-    _, said = child.communicate()
+    said = said_at_the_end(child)
 
     assert ("rank 1 of 2 was killed" if how == signal.SIGKILL else "was stopped after") in said
     assert run_alone(world, *longer, store=alone, until=stage) == 0
@@ -107,7 +111,7 @@ def test_a_stop_request_is_agreed_on_saved_and_gone_on_from(world: Path, asked: 
     store = f"stopped-{asked.split()[-1]}"
     child, ranks = run_until_step(world, TWO, *LONGER, store=store, until="reward", step=4)
     end(child.pid if asked == "the run" else ranks[1], signal.SIGTERM)
-    _, said = child.communicate()
+    said = said_at_the_end(child)
 
     assert child.returncode == ExitCode.INTERRUPTED, said
     assert "was stopped after step" in said
@@ -136,3 +140,36 @@ def test_two_machines_that_share_a_folder_give_the_stage_of_one(world: Path) -> 
     assert_same_metrics(world, "one", "machines", "dpo", within=1e-4)
     assert weight_distance(world, "one", "machines", "dpo") < 1e-5
     assert verified(world, "machines")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["asked twice", "killed", "without its launcher"])
+def test_no_rank_outlives_its_run(world: Path, how: str) -> None:
+    store = f"ended-{how.split()[0]}"
+    child, ranks = run_until_step(world, TWO, "reward.max_steps=200", store=store, until="reward", step=3)
+    if how == "asked twice":
+        end(child.pid, signal.SIGTERM)
+        time.sleep(0.05)
+        end(child.pid, signal.SIGTERM)
+    else:
+        end(child.pid if how == "killed" else parent_of(ranks[0]), signal.SIGKILL)
+    said = said_at_the_end(child)
+
+    deadline = time.monotonic() + 20
+    while any(map(is_alive, ranks.values())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(ranks) == 2
+    assert not any(map(is_alive, ranks.values()))
+    if how == "without its launcher":
+        assert "accelerate launch was killed by SIGKILL" in said
+
+
+@pytest.mark.slow
+def test_a_reward_function_that_raises_ends_all_ranks_with_its_own_message(world: Path) -> None:
+    gold = (world / "gold.py").read_text()
+    (world / "gold.py").write_text("def score(prompt, response, row):\n    raise KeyError('boom')\n")
+    ended = run(world, TWO, store="raises", until="ppo")
+    (world / "gold.py").write_text(gold)
+
+    assert ended.returncode == ExitCode.USER_ERROR
+    assert "rank 0 of 2: score() raised KeyError: 'boom'" in ended.stderr
