@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("second", help="the run, or RUN:STAGE, to compare it with")
     parser.add_argument("--all", action="store_true", help="show every metric, not the telling ones only")
     parser.add_argument("--json", action="store_true", help="print JSON; of stages, one line a prompt")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write both runs as one HTML page")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write both runs, or both stages' answers, as one HTML page"
+    )
     stages = parser.add_argument_group("of two stages")
     stages.add_argument("--prompts", type=Path, metavar="FILE", help="JSON Lines with a prompt")
     stages.add_argument("--max-prompts", type=int, help="only the first so many prompts")

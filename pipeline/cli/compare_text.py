@@ -37,6 +37,8 @@ def compare_text(args: argparse.Namespace) -> int:
             by = {names[0]: {"text": one.text}, names[1]: {"text": two.text}}
             print(json.dumps({"id": row.id, "prompt": row.prompt, "by": by}, ensure_ascii=False))
         return 0
+    if args.html is not None:
+        return _write_html(args.html, rows, {names[0]: first, names[1]: second})
     return _show(rows, names, first, second)
 
 
@@ -61,9 +63,34 @@ def _show(rows: Sequence[PromptRow], names: Sequence[str], first: list[Said], se
         for row, one, two in zip(rows, first, second, strict=True)
     ]
     tables.show(["prompt", *names], cells)
+    print(_summary(first, second))
+    return 0
+
+
+def _summary(first: list[Said], second: list[Said]) -> str:
     same = sum(one.text == two.text for one, two in zip(first, second, strict=True))
-    lengths = [sum(said.num_tokens for said in given) / len(given) for given in (first, second)]
-    print(f"{same} of {len(rows)} answers are the same; mean tokens {lengths[0]:.1f} and {lengths[1]:.1f}")
+    lengths = [sum(said.num_tokens for said in given) / max(len(given), 1) for given in (first, second)]
+    return f"{same} of {len(first)} answers are the same; mean tokens {lengths[0]:.1f} and {lengths[1]:.1f}"
+
+
+def _write_html(path: Path, rows: Sequence[PromptRow], by: dict[str, list[Said]]) -> int:
+    """Write the answers side by side as one page."""
+    from pipeline.report.answers_page import render_answers
+    from pipeline.report.view import Answer, SampleView
+    from reward.preferences.exchange.tasks import shown_prompt
+
+    samples = [
+        SampleView(
+            shown_prompt(row.prompt),
+            [Answer(name, _shown(given[number])) for name, given in by.items()],
+        )
+        for number, row in enumerate(rows)
+    ]
+    first, second = by.values()
+    path.write_text(
+        render_answers(list(by), samples, summary=f"{_summary(first, second)}."), encoding="utf-8"
+    )
+    print(path)
     return 0
 
 

@@ -333,9 +333,12 @@
     chooser.value = chosen.reference || "";
     const mark = () => {
       for (const card of document.querySelectorAll(".sample")) {
-        const texts = [...card.querySelectorAll(".answer")].map((answer) => [answer.dataset.name, answer.querySelector("p")]);
-        const found = texts.find(([name]) => name === chooser.value);
-        for (const [name, place] of texts) markAnswer(place, found && name !== chooser.value ? found[1].textContent : null);
+        const answers = [...card.querySelectorAll(".answer")];
+        const found = answers.find((answer) => answer.dataset.name === chooser.value);
+        // An empty answer holds a remark in place of its text.
+        const textOf = (answer) => answer.querySelector("p:not(.nothing)");
+        const reference = found && textOf(found) ? textOf(found).textContent : "";
+        for (const answer of answers.filter(textOf)) markAnswer(textOf(answer), found && answer !== found ? reference : null);
       }
     };
     chooser.addEventListener("change", mark);

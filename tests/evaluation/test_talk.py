@@ -129,6 +129,18 @@ def test_side_by_side_counts_the_same_answers(here, capsys):
     assert out.count("(the same)") == 4
 
 
+def test_side_by_side_is_a_page_too(here, capsys, tmp_path):
+    page = tmp_path / "answers.html"
+    words = ("compare", "talk:one", "talk:twin", "--prompts", "prompts.jsonl", "--html", str(page), *SHORT)
+
+    assert told(capsys, *words).strip() == str(page)
+
+    text = page.read_text(encoding="utf-8")
+    assert "4 of 4 answers are the same" in text
+    assert all(f"say {number}</div>" in text for number in range(4))
+    assert text.count('data-name="talk:twin"') == 4
+
+
 def test_a_blind_sheet_hides_the_sources_and_comes_back_as_votes(here, capsys, tmp_path):
     sheet, judged = tmp_path / "ab.csv", tmp_path / "judged.jsonl"
     told(

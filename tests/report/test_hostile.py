@@ -20,7 +20,9 @@ from pipeline.report.view import (
     SampleView,
     TableView,
 )
+from pipeline.report.write import write_report
 from tests.browser import look_at
+from tests.fakes.engine import CHAIN, Engine
 from tests.report.parsed import Page
 from tests.report.sample_run import curve, demo, stage
 
@@ -105,6 +107,18 @@ def hostile_pages():
     )
     first = replace(run, tables=other.tables)
     return {"report": render(run), "comparison": render_comparison(first, other)}
+
+
+def test_a_file_with_a_hostile_name_is_shown_by_its_name(tmp_path):
+    name = "<img src=x onerror=alert(1)>.txt"
+    engine = Engine(tmp_path / "work", text=CHAIN.replace("corpus.txt", f"'{name}'"))
+    (engine.folder / name).write_text("hello\n")
+    engine.run_here()
+
+    text = write_report(engine.store, "chain").read_text(encoding="utf-8")
+
+    assert "<img" not in text
+    assert name in Page(text).words
 
 
 @pytest.mark.parametrize("name", ["report", "comparison"])
