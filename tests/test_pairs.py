@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -279,6 +280,46 @@ def test_long_and_equal_pairs_are_dropped_and_counted(tmp_path: Path):
     assert data.counts["num_rejected"] + data.counts["num_identical"] == 1
     assert any("max_length 200" in note for note in data.notes)
     assert not {pair.prompt for pair in data.train} & {pair.prompt for pair in data.held_out}
+
+
+def _judged(name: str, responses: list[str], *tiers: list[list[str]]) -> dict[str, Any]:
+    votes = [{"annotator": f"a{n}", "tiers": said, "kind": "strict"} for n, said in enumerate(tiers)]
+    answers = [{"id": f"r{n}", "text": text} for n, text in enumerate(responses)]
+    return {"id": name, "prompt": f"question of {name}", "responses": answers, "votes": votes}
+
+
+@pytest.mark.parametrize(("soft", "label"), [(True, 2 / 3), (False, 1.0)])
+def test_a_label_is_the_share_of_votes_or_the_majority(tmp_path: Path, soft: bool, label: float):
+    better, worse = [["r0"], ["r1"]], [["r1"], ["r0"]]
+    file = preference_file(tmp_path / "p.jsonl", [_judged("c0", ["good", "bad"], better, worse, better)])
+    config = RewardConfig(eval_share=0, soft_labels=soft)
+
+    (pair,) = load_pair_data(file.path, config, ChatText(tiny_tokenizer())).train
+
+    assert pair.label == pytest.approx(label)
+    # The report card compares with people, whatever the label became.
+    assert (pair.share, pair.votes) == (pytest.approx(2 / 3), 3)
+
+
+def test_the_pairs_of_a_ranking_share_the_weight_of_one_pair(tmp_path: Path):
+    ranked = _judged("c0", ["best", "good", "bad"], [["r0"], ["r1"], ["r2"]])
+    file = preference_file(tmp_path / "p.jsonl", [ranked, _judged("c1", ["yes", "no"], [["r0"], ["r1"]])])
+
+    data = load_pair_data(file.path, RewardConfig(eval_share=0), ChatText(tiny_tokenizer()))
+
+    assert [pair.weight for pair in data.train] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
+    assert len({pair.unit for pair in data.train[:3]}) == 1
+
+
+def test_a_prompt_with_many_pairs_stands_on_one_side_only(tmp_path: Path):
+    rows = [{**row, "chosen": f"{row['chosen']} {n}"} for n in range(5) for row in toy_rows(12)]
+    file = preference_file(tmp_path / "pairs.jsonl", rows)
+
+    data = load_pair_data(file.path, RewardConfig(eval_share=0.25, seed=1), ChatText(tiny_tokenizer()))
+
+    sides = [{pair.prompt for pair in side} for side in (data.train, data.held_out)]
+    assert (len(sides[0]), len(sides[1])) == (9, 3)
+    assert not sides[0] & sides[1]
 
 
 def test_responses_end_in_the_stop_token_and_prompts_in_the_generation_prompt(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from stages.runtime.ensemble import members_of
 from stages.runtime.loading import backbone, load_tokenizer
 from stages.runtime.text.chat import ChatText
 from stages.trainers.pair_data import load_pair_data
+from stages.trainers.reward import reward_metrics
 from stages.trainers.reward_measure import margins_of, open_reward_model
 from tests.pair_fixtures import FP32, TUNING, preference_file, reopen, sft_adapter, toy_rows
 from tests.tiny import ManualStop, as_checkpoint, stage_context, tiny_model
@@ -263,6 +265,29 @@ def test_members_differ_and_their_mean_scores(ensemble, tiny_base):
         expected.tolist(), abs=1e-6
     )
     assert expected.mean().item() == pytest.approx(result.metrics["margin_mean"], abs=1e-5)
+
+
+def test_every_member_trains_an_adapter_of_its_own(ensemble, sft):
+    parent = load_file(sft.path / "adapter_model.safetensors")
+    stored = as_checkpoint(ensemble[1].outputs["reward_model"], ArtifactKind.REWARD_MODEL)
+
+    members = [load_file(member.path / "adapter_model.safetensors") for member in members_of(stored)]
+
+    def distance(one, other):
+        return max(float((one[key] - other[key]).abs().max()) for key in parent)
+
+    # Six steps of AdamW at 2e-2 move a weight by about that much each.
+    assert all(distance(member, parent) > 1e-3 for member in members)
+    assert all(distance(one, other) > 1e-3 for one, other in combinations(members, 2))
+
+
+def test_equal_scores_are_half_a_win():
+    found = reward_metrics(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0, 4.0]))
+
+    # One win, one tie, one loss: 1.5 of 3. Margins 1, 0 and -1.
+    assert found["rewards/accuracies"] == (1.5, 3.0)
+    assert found["rewards/margins"] == (0.0, 3.0)
+    assert found["rewards/chosen"] == (6.0, 3.0)
 
 
 def test_the_card_shows_the_spread_and_metrics_name_the_member(ensemble):

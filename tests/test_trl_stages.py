@@ -132,6 +132,46 @@ def test_a_ranking_names_each_response_once_a_label(tmp_path):
     assert found == {("a", True), ("b", True), ("b", False), ("c", False)}
 
 
+def test_the_settings_of_kto_reach_its_trainer(tiny_base, sft, tmp_path):
+    changes = {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.8}
+    ctx = kto_context(tmp_path, tiny_base, sft, **changes, loss_type="apo_zero_unpaired")
+
+    given = kto_module._arguments(ctx.config, 10, ctx)
+
+    assert {name: getattr(given, name) for name in changes} == changes
+    assert given.loss_type == "apo_zero_unpaired"
+
+
+def test_kto_measures_rewards_against_the_reference(monkeypatch):
+    rows = [LabelledIds([1], [2], True), LabelledIds([1], [3], False), LabelledIds([1], [4], True)]
+    said = {
+        kto_module.POLICY: torch.tensor([-1.0, -5.0, -4.0]),
+        kto_module.REFERENCE: torch.tensor([-3.0, -2.0, -3.0]),
+    }
+    monkeypatch.setattr(kto_module, "logps", lambda trainer, rows, adapter: said[adapter])
+
+    found = kto_module.measure(None, rows, KTOConfig(beta=0.5))
+
+    # Rewards 0.5 * (2, -3, -1): good 1 and -0.5, bad -1.5. One of two good ones is above 0, and no bad one.
+    assert found["eval_rewards/chosen"] == pytest.approx(0.25)
+    assert found["eval_rewards/rejected"] == pytest.approx(-1.5)
+    assert (found["eval_precision"], found["eval_recall"], found["eval_auc"]) == (1.0, 0.5, 1.0)
+
+
+def test_kto_trains_on_the_rows_in_an_order_of_the_seed(tiny_base, sft, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(kto_module, "dataset_of", lambda rows: seen.append(rows) or dataset_of(rows))
+    for seed in (1, 2):
+        changes = {"max_steps": 1, "eval_share": 0.0, "seed": seed}
+        KTO.run(kto_context(tmp_path / str(seed), tiny_base, sft, rows=toy_rows(12), **changes))
+
+    first, second = ([(tuple(row.prompt), tuple(row.response)) for row in rows] for rows in seen)
+    # As the file has them, the good and the bad response to a prompt stand side by side.
+    assert sorted(first) == sorted(second)
+    assert first != second
+    assert any(one[0] != other[0] for one, other in zip(first[::2], first[1::2], strict=True))
+
+
 def test_the_kl_term_pairs_a_prompt_with_the_answer_to_another():
     rows = [LabelledIds([n // 2], [n], n % 2 == 0) for n in range(6)]
 
