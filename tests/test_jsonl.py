@@ -105,3 +105,28 @@ def test_a_line_that_the_disk_takes_in_parts_is_whole(tmp_path: Path) -> None:
     writer.close()
 
     assert [line.metrics for line in read_lines(path)] == [{"loss": 0.5}, {"loss": 0.25, "ppo/kl": 1.5}]
+
+
+def test_progress_shows_the_telling_numbers_of_the_last_lines(tmp_path: Path) -> None:
+    told: list[str] = []
+    writer = MetricsFile(tmp_path / "metrics.jsonl", lambda step, total, text: told.append(text))
+
+    writer.log({"loss": 0.43215, "rewards/accuracies": 0.8125, "learning_rate": 1e-4}, step=1)
+    writer.log({"eval_loss": 0.5, "tokens_per_second": 8154.6, "loss": math.nan}, step=2)
+    writer.progress(2, 2, "dpo")
+    writer.progress(2, 2, "score 1.5")
+
+    assert told == ["dpo, accuracy 0.812, eval loss 0.5, loss nan, 8155 tokens/s", "score 1.5"]
+
+
+def test_progress_is_told_a_few_times_a_second_and_always_at_the_end(tmp_path: Path, monkeypatch) -> None:
+    told: list[int] = []
+    writer = MetricsFile(tmp_path / "metrics.jsonl", lambda step, total, text: told.append(step))
+    now = iter([100.0, 100.1, 100.19, 100.21, 100.3, 100.31])
+    monkeypatch.setattr("pipeline.tracking.jsonl.time.monotonic", lambda: next(now))
+
+    for step in range(1, 7):
+        writer.progress(step, 6)
+
+    # The next report is due 0.2 s after the first, at 100.2; the last step is told whenever it comes.
+    assert told == [1, 4, 6]

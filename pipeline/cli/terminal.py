@@ -17,6 +17,7 @@ class PlainDisplay:
 
     def __init__(self) -> None:
         self._last = float("-inf")
+        self._began: tuple[float, int] | None = None
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -24,15 +25,18 @@ class PlainDisplay:
 
     def stage(self, name: str, state: str, text: str = "") -> None:
         """Print a stage's new state."""
-        self._last = float("-inf")
+        self._last, self._began = float("-inf"), None
         self.say(f"{name}: {state}" + (f"  {text}" if text else ""))
 
     def progress(self, name: str, step: int, total: int, *, text: str) -> None:
         """Print how far a stage is, unless it was said a moment ago."""
         now = time.monotonic()
+        # The first report comes after the first steps: the pace is that of those after it.
+        began, first = self._began = self._began or (now, step)
         if now - self._last >= QUIET_SECONDS or step >= total:
             self._last = now
-            self.say(f"{name}: {step}/{total} {text}".rstrip())
+            left = time_left(now - began, step - first, total - step)
+            self.say(" ".join(filter(None, [f"{name}: {step}/{total}", text, left])))
 
 
 class RichDisplay:
@@ -64,7 +68,14 @@ class RichDisplay:
 
     def _open(self, name: str) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._close()
         self._bar = Progress(
@@ -72,6 +83,8 @@ class RichDisplay:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[words]}", markup=False),
             console=Console(stderr=True),
             transient=True,
@@ -83,6 +96,19 @@ class RichDisplay:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def time_left(seconds: float, done: int, left: int) -> str:
+    """Return how long the steps to come will take at the pace of those done; nothing before it is known.
+
+    Args:
+        seconds: that the steps done took.
+        done: steps that were timed.
+        left: steps that are not done.
+    """
+    from pipeline.report.numbers import duration
+
+    return f"({duration(seconds / done * left)} left)" if done > 0 and left > 0 else ""
 
 
 def choose() -> PlainDisplay | RichDisplay:

@@ -10,9 +10,13 @@ from io import FileIO
 from pathlib import Path
 
 from pipeline.tracking.lines import parse_line
+from pipeline.tracking.telling import telling
 
 WORDS = {"nan": '"nan"', "inf": '"inf"', "-inf": '"-inf"'}
 "How Python writes numbers that JSON lacks -> the strings that stand for them."
+
+PROGRESS_SECONDS = 0.2
+"Nobody reads faster, and each report wakes the parent."
 
 
 class MetricsFile:
@@ -34,11 +38,14 @@ class MetricsFile:
         self._progress = progress
         self._stream: FileIO | None = None
         self._forms: dict[tuple[str, ...], str] = {}
+        self._latest: dict[str, float] = {}
+        self._told = -math.inf
 
     def log(self, metrics: Mapping[str, float], *, step: int, epoch: float | None = None) -> None:
         """Append one line. NaN and infinities are kept, as strings."""
         if self._stream is None:
             self._stream = self._reopen(step)
+        self._latest.update(metrics)
         values = list(map(float, metrics.values()))
         # A sum is finite when every number is; one that overflows takes the slow way for nothing.
         numbers = map(repr if math.isfinite(sum(values)) else _number, values)
@@ -58,9 +65,14 @@ class MetricsFile:
         return form
 
     def progress(self, step: int, total: int, text: str = "") -> None:
-        """Say how far the stage is."""
-        if self._progress is not None:
-            self._progress(step, total, text)
+        """Say how far the stage is, with the numbers logged last; a few times a second at most."""
+        now = time.monotonic()
+        if self._progress is None or (step < total and now - self._told < PROGRESS_SECONDS):
+            return
+        self._told = now
+        # What a stage says of its own numbers goes before ours.
+        own = any(sign.isdigit() for sign in text)
+        self._progress(step, total, text if own else ", ".join(filter(None, [text, telling(self._latest)])))
 
     def close(self) -> None:
         """Close the file."""
