@@ -238,3 +238,17 @@ def test_circles_and_lengths_of_the_real_gold_labels(ukp: dict[str, list[dict[st
     assert (len(edges), len(components), inside) == (12_792, 33, 9_522)
     longer = sum(len(text[better[1]]) > len(text[worse[1]]) for better, worse in edges)
     assert round(longer / len(edges), 3) == 0.744
+
+
+def test_the_interval_of_raw_agreement_draws_items_as_often_as_they_occur() -> None:
+    # 95 items of which both votes agree and 5 of which they do not: a share of 0.95, whose binomial
+    # standard deviation over 100 items is sqrt(0.95 * 0.05 / 100) = 0.022.
+    items = np.repeat(np.arange(100), 2)
+    values = np.where((items >= 95) & (np.arange(200) % 2 == 1), 0.0, 1.0)
+
+    found = stats.raw_interval(stats.count(items, values))
+
+    assert found is not None
+    assert found.value == pytest.approx(0.95)
+    assert found.low == pytest.approx(0.95 - 1.96 * 0.022, abs=0.015)
+    assert found.high == pytest.approx(0.95 + 1.96 * 0.022, abs=0.015)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from reward.preferences.checks.bias import is_refusal
 from reward.preferences.checks.result import CheckResult, Verdict
 from reward.preferences.checks.settings import CheckSettings
 from reward.preferences.inspection import Inspection, inspect_file
@@ -110,6 +111,16 @@ def test_one_person_who_answers_both_ways_contradicts_herself(tmp_path: Path) ->
     assert f"{NUM_ROWS + 1}" in check.examples[0].text
 
 
+def test_one_person_who_prefers_and_then_finds_both_equal_does_not_contradict_herself(tmp_path: Path) -> None:
+    rows = clean_rows()
+    with_votes(rows[9], ("ann", 0))
+    again = json.loads(json.dumps(rows[9]))
+    again["votes"] = [{"annotator": "ann", "tiers": [["r0", "r1"]], "kind": "tie"}]
+    rows.append(again)
+
+    assert check_of(inspect_rows(tmp_path, rows), "contradiction").count == 0
+
+
 def test_two_people_who_disagree_are_no_contradiction(tmp_path: Path) -> None:
     rows = clean_rows()
     with_votes(rows[9], ("ann", 0), ("ben", 1))
@@ -156,6 +167,16 @@ def test_votes_in_a_circle_are_found(tmp_path: Path) -> None:
     assert check.examples[0].line == NUM_ROWS + 1
 
 
+def test_the_same_texts_judged_the_other_way_after_another_prompt_are_no_circle(tmp_path: Path) -> None:
+    rows = clean_rows()
+    for prompt, better in (("Shall I wait?", 0), ("Shall I go?", 1)):
+        responses = ["Yes, do so.", "No, better not."]
+        votes = [{"tiers": [[f"r{better}"], [f"r{1 - better}"]]}]
+        rows.append({"prompt": prompt, "responses": responses, "votes": votes})
+
+    assert check_of(inspect_rows(tmp_path, rows), "cycle").count == 0
+
+
 def test_a_ranking_is_said_to_give_many_pairs(tmp_path: Path) -> None:
     rows = clean_rows()
     texts = ["one way.", "two ways.", "three ways.", "four ways."]
@@ -177,6 +198,28 @@ def test_one_text_for_many_prompts_is_boilerplate(tmp_path: Path) -> None:
 
     assert check.count == 1
     assert "6 prompts" in check.examples[0].text
+
+
+def test_one_text_that_answers_one_prompt_again_and_again_is_no_boilerplate(tmp_path: Path) -> None:
+    rows = clean_rows()
+    for row in rows[:8]:
+        row["prompt"] = "What shall we talk about?"
+        row["responses"][0]["text"] = "I would rather talk about the weather."
+
+    assert check_of(inspect_rows(tmp_path, rows), "boilerplate").count == 0
+
+
+def test_the_length_slope_is_the_log_odds_of_a_side_that_is_twice_as_long(tmp_path: Path) -> None:
+    # 10 letters against 20 letters: one doubling. The longer side wins 30 of 40: ln(30 / 10) = 1.0986.
+    rows = [
+        {"prompt": f"q{n}", "chosen": f"{n:010d}" * (1 + (n < 30)), "rejected": f"{n:09d}x" * (1 + (n >= 30))}
+        for n in range(40)
+    ]
+
+    check = check_of(inspect_rows(tmp_path, rows), "length_bias")
+
+    assert (check.count, check.of) == (30, 40)
+    assert check.measured["slope_per_doubling"] == pytest.approx(1.0986, abs=1e-3)
 
 
 def test_nearly_equal_prompts_are_found(tmp_path: Path) -> None:
@@ -231,6 +274,52 @@ def test_a_preference_for_the_first_place_is_found_at_the_stated_power(tmp_path:
 
     assert (biased.verdict, biased.count, biased.of) == (Verdict.WARN, 553, 1000)
     assert fair.verdict is Verdict.OK
+
+
+def test_ties_say_nothing_of_a_taste_for_a_place(tmp_path: Path) -> None:
+    rows = clean_rows()
+    decided = check_of(inspect_rows(tmp_path, rows), "position_bias")
+    for row in rows[:20]:
+        tie = {"annotator": "ann", "tiers": [["r0", "r1"]], "kind": "tie", "shown_order": ["r0", "r1"]}
+        row["votes"].append(tie)
+
+    check = check_of(inspect_rows(tmp_path, rows), "position_bias")
+
+    assert check.of == decided.of == 2 * NUM_ROWS
+    assert check.measured["first_share"] == decided.measured["first_share"]
+
+
+@pytest.mark.parametrize(("second", "measured"), [("ann", (1, 1.0)), ("ben", (0, None))])
+def test_only_a_person_who_judged_both_orders_can_have_changed_sides(
+    tmp_path: Path, second: str, measured: tuple[int, float | None]
+) -> None:
+    rows = clean_rows()
+    rows[5]["votes"] = [
+        {"annotator": who, "tiers": [[first], [other]], "kind": "strict", "shown_order": [first, other]}
+        for who, first, other in (("ann", "r0", "r1"), (second, "r1", "r0"))
+    ]
+
+    check = check_of(inspect_rows(tmp_path, rows), "position_bias")
+
+    # Each time the response shown first was preferred.
+    assert (check.measured["swapped_pairs"], check.measured["swap_flip_rate"]) == measured
+
+
+def test_a_source_that_only_meets_itself_wins_nothing(tmp_path: Path) -> None:
+    rows = clean_rows()
+    for row in rows:
+        for response in row["responses"]:
+            response["source"] = "one-model"
+
+    check = check_of(inspect_rows(tmp_path, rows), "source_confound")
+
+    assert (check.count, check.of, check.measured) == (0, 0, {})
+    assert check.verdict is Verdict.INFO
+
+
+def test_a_refusal_is_looked_for_at_the_beginning_of_a_text_only() -> None:
+    assert is_refusal("I'm sorry, but no.")
+    assert not is_refusal("Gladly. " * 40 + "I'm sorry, but no.")
 
 
 def test_position_bias_is_not_measurable_without_the_order(tmp_path: Path) -> None:
