@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from trl.trainer import utils as trl_utils
@@ -96,6 +98,8 @@ def test_a_tile_of_the_head_is_as_wide_for_any_vocabulary():
     assert TILE == (4096, 32768)
     assert tiled_bytes(shape, 8192, Precision(2)) == 4096 * 32768 * 2 + 8192 * 4096 * 4
     assert tiled_bytes(shape, 10, Precision(2)) == 10 * 32768 * 2 + 10 * 4096 * 4
+    small = shape_of({**LLAMA_8B, "vocab_size": 1000})
+    assert tiled_bytes(small, 10, Precision(2)) == tiled_bytes(shape, 10, Precision(2))
 
 
 def _plan(kind, shape, roles=("base", "policy"), **settings):
@@ -103,6 +107,27 @@ def _plan(kind, shape, roles=("base", "policy"), **settings):
     config = spec.config_type(**settings)
     work = spec.memory(StageCheck(kind, config, {}, roles))
     return estimate(work, shape), work
+
+
+def test_the_reference_of_kto_reads_while_the_graph_of_the_policy_is_held():
+    planned, work = _plan("kto", shape_of(LLAMA_8B))
+
+    without = estimate(replace(work, reads_beside=False), shape_of(LLAMA_8B))
+
+    # A layer's pass without gradients holds 3 * 14336 numbers of 2 bytes and 4096 of 4 + 3 * 2 a token; the
+    # backward pass of a layer 14336 of 4 and 4096 of 10; 8 rows of 1,024 tokens.
+    more = 8 * 1024 * ((6 * 14336 + 10 * 4096) - (4 * 14336 + 10 * 4096))
+    training = planned.terms["training"].expected - without.terms["training"].expected
+    assert training == pytest.approx(more)
+
+
+def test_the_pass_of_a_reward_model_is_a_phase_of_its_own():
+    _, work = _plan("grpo", shape_of(LLAMA_8B), ("policy", "reward"))
+
+    alone = estimate(replace(work, step=None, decoding=None), shape_of(LLAMA_8B))
+
+    assert alone.phase == "reading"
+    assert alone.terms["reading"].expected == 8 * 1024 * (6 * 14336 + 10 * 4096)
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
