@@ -25,7 +25,7 @@ def test_a_line_says_how_far_a_stage_is_and_how_long_it_will_take(capsys, monkey
 
 
 def test_the_pace_of_one_stage_is_not_that_of_the_next(capsys, monkeypatch):
-    now = iter([100.0, 120.0, 200.0])
+    now = iter([100.0, 120.0, 200.0, 220.0])
     monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now))
     display = PlainDisplay()
 
@@ -33,12 +33,15 @@ def test_the_pace_of_one_stage_is_not_that_of_the_next(capsys, monkeypatch):
     display.progress("sft", 3, 9, text="")
     display.stage("dpo", "running")
     display.progress("dpo", 1, 9, text="")
+    display.progress("dpo", 2, 9, text="")
 
     assert capsys.readouterr().err.splitlines() == [
         "sft: 1/9",
         "sft: 3/9 (1 min 00 s left)",
         "dpo: running",
         "dpo: 1/9",
+        # One step in 20 s, and seven to come.
+        "dpo: 2/9 (2 min 20 s left)",
     ]
 
 

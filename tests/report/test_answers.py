@@ -35,14 +35,16 @@ def test_the_page_marks_what_differs_and_fits_a_phone(tmp_path):
     path.write_text(render_answers(["demo:sft", "demo:ppo"], samples(), summary="s"), encoding="utf-8")
     mark = """
       const chooser = document.getElementById('reference');
-      chooser.value = 'demo:ppo';
-      chooser.dispatchEvent(new Event('change'));
       const marked = (card) => [...card.querySelectorAll('mark')].map((word) => word.textContent).join();
-      console.warn([...document.querySelectorAll('.sample')].slice(0, 2).map(marked).join(';'))"""
+      for (const name of ['demo:ppo', 'demo:sft']) {
+        chooser.value = name;
+        chooser.dispatchEvent(new Event('change'));
+        console.warn([...document.querySelectorAll('.sample')].slice(0, 2).map(marked).join(';'));
+      }"""
 
     view = look_at(path, width=400, height=900, script=mark)
 
     # "nine." against "ten."; "Here." against nothing, whose own remark is not an answer.
-    assert view.console == ["nine.;Here."]
+    assert view.console == ["nine.;Here.", "ten.;"]
     assert view.requests == []
     assert view.page_width == 400
