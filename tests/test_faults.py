@@ -83,7 +83,7 @@ def test_the_model_of_power_loss_notices_bytes_that_nobody_checks(monkeypatch: p
     monkeypatch.setattr(Store, "find", find_by_size)
     monkeypatch.setattr(power_loss.WatchedDisk, "sync_file", Disk.sync_file)
 
-    _, faults = power_loss.run(choices=12, first=-4)
+    _, faults = power_loss.run(choices=12, first=-10)
 
     assert any("is served with other bytes" in fault for fault in faults)
 
