@@ -56,6 +56,27 @@ def test_a_planted_fault_is_found_with_its_line_and_field(plant: Plant, tmp_path
     assert [reject.line for reject in found.rejects] == [PLANTED_ROW + 1] * plant.rejects
 
 
+def test_a_row_that_is_set_aside_is_not_flagged_too(tmp_path: Path) -> None:
+    rows = clean_rows()
+    rows[3]["responses"][0]["text"] = " "
+    rows[3]["responses"][1]["text"] += "\u200b"
+    rows[4]["responses"][1]["text"] += "\u200b"
+
+    tally = inspect_rows(tmp_path, rows).tally
+
+    assert (tally.rejected, tally.flagged, tally.accepted) == (1, 1, NUM_ROWS - 1)
+
+
+def test_a_row_counts_once_however_many_of_its_fields_are_odd(tmp_path: Path) -> None:
+    rows = clean_rows()
+    for response in rows[3]["responses"]:
+        response["text"] += "\u200b"
+
+    check = check_of(inspect_rows(tmp_path, rows), "control_or_zero_width")
+
+    assert (check.count, len(check.examples)) == (1, 1)
+
+
 def test_every_fault_at_once_is_accounted_for(tmp_path: Path) -> None:
     rows: list[Any] = clean_rows(len(PLANTS))
     rows = [plant.change(row) for plant, row in zip(PLANTS, rows, strict=True)]

@@ -138,6 +138,20 @@ def test_sets_in_a_file_give_what_sets_in_memory_give(monkeypatch: pytest.Monkey
     assert in_memory
 
 
+def test_two_files_are_compared_with_each_other_and_not_with_themselves() -> None:
+    made = crowd(80, seed=8)
+    ours, theirs, both = GramSets(), GramSets(), GramSets()
+    for place, text in enumerate(made):
+        (ours if place < 50 else theirs).append(word_grams(text))
+        both.append(word_grams(text))
+
+    found = list(similar_between(ours, theirs))
+
+    across = [(one, other - 50, alike) for one, other, alike in one_by_one(both) if one < 50 <= other]
+    assert found == across
+    assert len(found) > 50
+
+
 def test_a_comparison_of_two_files_names_places_in_each() -> None:
     made = texts(90, seed=6)
     ours, theirs = GramSets(), GramSets()

@@ -218,6 +218,20 @@ def test_the_account_holds_digests_that_match_and_repeats_to_the_byte(tmp_path: 
     assert found["sha256"] == records_sha256(records) == steps[1]["sha256_out"]
 
 
+def test_each_step_begins_with_the_bytes_that_the_one_before_it_left(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [pair(prompt="Write to jo@example.org\u200b today")])
+    steps = [{"step": "clean"}, {"step": "mask_pii"}]
+    recipe = Recipe.model_validate({"inputs": [{"file": "in.jsonl"}], "steps": steps})
+
+    done = prepare(recipe, folder=tmp_path)
+
+    first, second = done.steps
+    assert first.sha256_in == records_sha256(read_records(tmp_path / "in.jsonl")[0])
+    assert second.sha256_in == first.sha256_out
+    assert second.sha256_out == records_sha256(done.records)
+    assert len({first.sha256_in, first.sha256_out, second.sha256_out}) == 3
+
+
 def test_the_command_prepares_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_jsonl(tmp_path / "in.jsonl", [pair(), pair(), pair(1)])
     out = tmp_path / "out.jsonl"
