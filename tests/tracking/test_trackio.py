@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
+from pipeline.errors import ExitCode
 from pipeline.tracking.upload import tracker_for, upload
-from tests.fakes.engine import Engine
+from tests.fakes.engine import CHAIN, Engine
 
 SEND = """
 import sys
 from pathlib import Path
 from pipeline.store import Store
+from pipeline.errors import ExitCode
 from pipeline.tracking.upload import tracker_for, upload
 store = Store(Path("store"))
 upload(store, "chain", tracker=tracker_for(store, "chain", "trackio"))
@@ -69,6 +72,27 @@ def test_trackio_holds_each_point_once_after_two_uploads(engine):
         assert value["config"]["manifest"]["key"] == keys[name]
     assert stages["third"]["config"]["manifest"]["parents"]["parent"] == keys["second"]
     assert [row["final/value"] for row in stages["third"]["rows"] if "final/value" in row] == [31.0]
+
+
+def test_trackio_follows_a_run_while_it_goes_on(tmp_path):
+    pytest.importorskip("trackio")
+    import json
+
+    engine = Engine(tmp_path / "work", text=CHAIN.replace('wandb: "off"', 'wandb: "off", trackio: true'))
+    assert engine.run() == ExitCode.OK
+    # The process that feeds it may still be at the last stage.
+    for _ in range(60):
+        found = json.loads(python(engine, READ).splitlines()[-1])
+        rows = {value["config"]["manifest"]["stage"]: value["rows"] for value in found.values()}
+        if sum(row.get("status") == "complete" for stage in rows.values() for row in stage) == 3:
+            break
+        time.sleep(1)
+
+    assert {stage: [row["step"] for row in given if "loss" in row] for stage, given in rows.items()} == {
+        "first": [1, 2, 3],
+        "second": [1, 2, 3],
+        "third": [1, 2, 3],
+    }
 
 
 class FakeTrackio:
