@@ -81,6 +81,8 @@ def write_world(root: Path) -> Path:
         },
     }
     stages["base_stage"] |= {"max_length": 32, "learning_rate": 1e-3}
+    # Several micro-batches a step, and several batches of held-out pairs.
+    stages["dpo"] |= {"micro_batch_tokens": 300}
     stages["sft"] |= {"eval_share": 0.2, "gradient_accumulation_steps": 2}
     run = {
         "name": "many",
