@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from reward.preferences import annotators
 from reward.preferences.annotators import AnnotatorRow, annotator_rows
 from reward.preferences.checks.settings import CheckSettings
 from reward.preferences.ledger import Ledger
@@ -176,3 +180,43 @@ def test_a_real_corpus_has_its_numbers(tmp_path: Path) -> None:
     said = [answers[vote["choice"]] for pair in pairs for vote in votes[pair["id"]]]
     assert block["alpha_nominal"]["value"] == pytest.approx(krippendorff_alpha(count(place, said)), abs=1e-9)
     assert len(found.annotators) > 100
+
+
+def _strict(name: str, answer: str, **details: Any) -> Vote:
+    return Vote(((answer,), ("r1" if answer == "r0" else "r0",)), VoteKind.STRICT, annotator=name, **details)
+
+
+def _record(number: int, *votes: Vote, gold: tuple[str, str] | None = None) -> PreferenceRecord:
+    responses = (Response("r0", f"one {number}"), Response("r1", f"two {number}"))
+    return PreferenceRecord(f"prompt {number}", responses, votes, gold=gold, line=number + 1)
+
+
+def test_the_gold_share_counts_every_probe_whichever_side_is_right_and_nothing_else() -> None:
+    # Ten probes won by r0 and answered so, six won by r1 of which two are answered so, four that are none.
+    records = [_record(n, _strict("ann", "r0"), gold=("r0", "r1")) for n in range(10)]
+    records += [
+        _record(n, _strict("ann", "r1" if n < 12 else "r0"), gold=("r1", "r0")) for n in range(10, 16)
+    ]
+    records += [_record(n, _strict("ann", "r1")) for n in range(16, 20)]
+
+    (row,) = rows_of(records)
+
+    assert row.gold == pytest.approx(12 / 16)
+
+
+def test_agreement_is_measured_against_what_the_others_reach() -> None:
+    # Ann agrees in 6 of 10 shared votes. Everybody together: 96 of 110, so the others reach 90 of 100.
+    ann = SimpleNamespace(agrees=np.array([1] * 6 + [0] * 4 + [-1] * 3))
+
+    # P(6 or fewer of 10) at 0.9 is 0.0128; with her own votes in the pool, at 0.873, it would be 0.031.
+    assert annotators._p_low(ann, 96, 110) == pytest.approx(0.0128, abs=1e-4)
+
+
+def test_votes_after_a_pause_say_nothing_of_how_fast_a_person_answers() -> None:
+    settings = CheckSettings()
+    idle = settings.slow_seconds + 1
+    quick = SimpleNamespace(seconds=np.array([10.0] * settings.min_votes + [idle] * 40))
+    few = SimpleNamespace(seconds=np.array([10.0] * (settings.min_votes - 1) + [idle] * 40))
+
+    assert annotators._log_seconds(quick, settings) == pytest.approx(math.log(10))
+    assert annotators._log_seconds(few, settings) is None

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from pipeline.cli.main import main
+from reward.preferences.exchange import judgements
 from reward.preferences.exchange.assignment import Overlap, assign, least_shared
 from reward.preferences.exchange.judgements import Imported, import_judgements
 from reward.preferences.exchange.outgoing import Exported, export
 from reward.preferences.exchange.probes import read_probes
 from reward.preferences.exchange.sheets import guarded, unguarded
 from reward.preferences.exchange.tasks import Plan, cmp_id_of, read_key
-from reward.preferences.records import PreferenceRecord, Response, VoteKind
+from reward.preferences.records import PreferenceRecord, Response, Vote, VoteKind
 from tests.preferences.planted import write_jsonl
 
 NUM_PAIRS = 500
@@ -268,6 +269,7 @@ def test_probes_and_repeats_come_back_marked(tmp_path: Path) -> None:
     assert found.repeats == 10
     marked = [record for record in found.records if any(vote.is_gold_probe for vote in record.votes)]
     assert all(record.gold == ("good", "bad") for record in marked)
+    assert sum(vote.is_gold_probe for record in marked for vote in record.votes) == 10
     orders: dict[tuple[str, str], list[tuple[str, ...]]] = {}
     for entry in key.tasks.values():
         orders.setdefault((entry.cmp_id, entry.annotator), []).append(entry.order)
@@ -390,3 +392,23 @@ def test_all_kinds_of_votes_are_kept(tmp_path: Path) -> None:
 
     assert set(found.kinds) == {VoteKind.STRICT, VoteKind.TIE, VoteKind.BOTH_BAD, VoteKind.SKIP}
     assert sum(found.kinds.values()) == 200
+
+
+def test_a_cancelled_task_that_is_done_later_is_no_repeat() -> None:
+    responses = (Response("r0", "one"), Response("r1", "two"))
+    done = Vote((("r0",), ("r1",)), VoteKind.STRICT, annotator="ann")
+    given_up = Vote((), VoteKind.CANCELLED, annotator="ann")
+
+    given = [(given_up, done), (done, done)]
+    records = [PreferenceRecord(f"q{n}", responses, votes) for n, votes in enumerate(given)]
+
+    assert judgements._count_repeats(records) == 1
+
+
+def test_items_for_one_person_each_are_shared_out_evenly() -> None:
+    found = assign([f"i{n}" for n in range(45)], Overlap(annotators=6, per_item=2, share=0.2), seed=1)
+
+    # 9 items go to two people and 36 to one: 54 pieces of work for 6 people.
+    work = Counter(person for people in found.values() for person in people)
+    assert sorted(map(len, found.values())) == [1] * 36 + [2] * 9
+    assert max(work.values()) - min(work.values()) <= 1
