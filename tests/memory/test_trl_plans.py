@@ -109,6 +109,17 @@ def _plan(kind, shape, roles=("base", "policy"), **settings):
     return estimate(work, shape), work
 
 
+def test_a_stage_of_trl_is_planned_with_its_own_output_head():
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = shape_of({**LLAMA_8B, **small, "num_hidden_layers": 2})
+
+    planned, work = _plan("kto", shape, per_device_train_batch_size=8, max_length=512)
+
+    # Beside so narrow a model one tile of 4,096 by 32,768 in bfloat16 is the peak, and its gradients.
+    kept = sum(saved_bytes(Trained(shape, rank=16), Precision(2, autocast=True), work.step).values())
+    assert planned.terms["training"].expected == kept + 4096 * 32768 * 2 + 4096 * 64 * 4
+
+
 def test_the_reference_of_kto_reads_while_the_graph_of_the_policy_is_held():
     planned, work = _plan("kto", shape_of(LLAMA_8B))
 
