@@ -175,7 +175,7 @@ class StageSpec:
     absent_outputs: Callable[[Any], Sequence[str]] | None = None
     "Roles of `outputs` that a stage with these settings does not give; None says that it gives all."
     backends: tuple[str, ...] = ()
-    "How several processes may train it: ddp, fsdp2, deepspeed; empty is one process only."
+    "How several processes may train it: ddp, fsdp2; empty is one process only."
 
     def outputs_with(self, config: Any) -> dict[str, ArtifactKind]:
         """Return what a stage with these settings gives."""

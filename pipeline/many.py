@@ -58,10 +58,8 @@ def launch_command(request: Path, accelerate: AccelerateConfig, *, progress: Pat
 
 _BACKENDS: Mapping[str, list[str]] = {
     "ddp": ["--multi_gpu"],
-    "fsdp2": [
-        *("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
-        *("--fsdp_reshard_after_forward", "true", "--fsdp_state_dict_type", "FULL_STATE_DICT"),
-    ],
+    # The stage cuts the layers itself: accelerate would wrap what is trained as well.
+    "fsdp2": ["--multi_gpu"],
     "deepspeed": ["--use_deepspeed", "--zero_stage", "3", "--zero3_init_flag", "false"],
 }
 "Flags of `accelerate launch`, the same as in configs/accelerate/."

@@ -13,8 +13,11 @@ from pipeline.contract import StageSpec
 from pipeline.errors import Finding
 from pipeline.memory.card_size import num_cards
 
-_BACKEND_OF = {"MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "FSDP": "fsdp2", "DEEPSPEED": "deepspeed"}
-"distributed_type of an accelerate config file -> the word for it here."
+_PLAIN = ("MULTI_GPU", "MULTI_CPU")
+_TYPES = {"ddp": _PLAIN, "fsdp2": _PLAIN, "deepspeed": ("DEEPSPEED",)}
+"""Backend -> what an accelerate config file calls its distributed_type.
+
+fsdp2 is not accelerate's FSDP: the stage cuts the layers of its base itself."""
 
 
 def many_findings(
@@ -110,14 +113,10 @@ def _config_file(accelerate: AccelerateConfig) -> list[Finding]:
         message = f"{path} is no accelerate config file that can be read"
         return [Finding(message, "config_file", "configs/accelerate/ddp.yaml", "bad-config-file")]
     kind = str(given.get("distributed_type"))
-    fsdp = given.get("fsdp_config")
-    version = fsdp.get("fsdp_version", 1) if isinstance(fsdp, dict) else 1
-    if kind == "FSDP" and version != 2:
-        message = f"{path.name} asks for FSDP {version}; only FSDP 2 is known here"
-        return [Finding(message, "config_file", "fsdp_version: 2", "old-fsdp")]
-    backend = _BACKEND_OF.get(kind)
-    if backend == accelerate.backend:
+    if kind in _TYPES[accelerate.backend]:
         return []
     message = f"{path.name} says distributed_type: {kind}, but backend is {accelerate.backend}"
-    hint = f"backend: {backend}" if backend else "distributed_type: MULTI_GPU, FSDP or DEEPSPEED"
+    hint = f"distributed_type: {_TYPES[accelerate.backend][0]}"
+    if kind == "DEEPSPEED":
+        hint += ", or backend: deepspeed"
     return [Finding(message, "config_file", hint, "other-backend")]

@@ -15,6 +15,8 @@ class Place:
     count: int = 1
     local_rank: int = 0
     "Among the processes of this machine: the number of its GPU."
+    in_parts: bool = False
+    "Each process holds a part of the base's layers only."
 
     @property
     def is_main(self) -> bool:

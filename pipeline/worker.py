@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline import registry
@@ -112,6 +113,7 @@ def perform(
     shared, work = work, rank_folder(work, place.rank)
     with _answered(work, place) as answer:
         request = shared.read_request()
+        place = replace(place, in_parts=request.accelerate.in_parts)
         spec = registry.find(request.kind)
         for folder in (work.output, work.scratch):
             if folder == work.output and folder.exists():

@@ -131,7 +131,7 @@ SPEC = StageSpec(
     memory=memory,
     summary="supervised fine-tuning on demonstrations (TRL's SFTTrainer), loss on the answer only",
     check=check,
-    backends=("ddp",),
+    backends=("ddp", "fsdp2"),
     outlook=outlook,
     metrics=("train_loss", "eval_loss", "mean_token_accuracy", "eval_mean_token_accuracy", "num_tokens"),
 )

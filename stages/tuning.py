@@ -41,7 +41,30 @@ def tuning_findings(stage: StageCheck) -> list[Finding]:
     if full and tuning.use_dora:
         message = "use_dora shapes adapters, and full trains none"
         findings.append(Finding(message, "tuning.use_dora", "use_dora: false", "other-form"))
-    return findings
+    return findings + parts_findings(stage)
+
+
+def parts_findings(stage: StageCheck) -> list[Finding]:
+    """Refuse settings that need whole layers where each process holds a part of them."""
+    if not stage.accelerate.in_parts:
+        return []
+    tuning = stage.config.tuning
+    needs_whole = {
+        "method": (tuning.method != "lora", tuning.method, "method: lora"),
+        "use_dora": (tuning.use_dora, "true", "use_dora: false"),
+        "lora_init": (tuning.lora_init == "principal", "principal", "lora_init: uniform or orthogonal"),
+        "activation_offloading": (tuning.activation_offloading, "true", "gradient_checkpointing: true"),
+    }
+    return [
+        Finding(
+            f"tuning.{key} is {value}, which needs whole layers; fsdp2 leaves a part on each process",
+            f"tuning.{key}",
+            f"{hint}, or accelerate.backend: ddp",
+            "not-in-parts",
+        )
+        for key, (refused, value, hint) in needs_whole.items()
+        if refused
+    ]
 
 
 def refuse_full(stage: StageCheck, reason: str) -> list[Finding]:

@@ -25,7 +25,7 @@ class AccelerateConfig(StrictModel):
     main_process_port: int | None = Field(None, ge=1, le=65535)
     "Port on machine 0; None takes a free one where there is one machine."
     backend: Backend = "ddp"
-    "ddp: every process holds the model; fsdp2 and deepspeed (ZeRO-3) cut it into parts."
+    "ddp: every process holds the model; fsdp2: a part of each layer; deepspeed (ZeRO-3): no stage can yet."
     config_file: str | None = None
     "An accelerate config file for all that is not said here; configs/accelerate/ holds three."
 
@@ -38,6 +38,11 @@ class AccelerateConfig(StrictModel):
     def is_many(self) -> bool:
         """True when a stage is more than one process."""
         return self.num_processes > 1
+
+    @property
+    def in_parts(self) -> bool:
+        """True when each process holds a part of the base's layers."""
+        return self.is_many and self.backend == "fsdp2"
 
 
 ONE_PROCESS = AccelerateConfig()

@@ -27,6 +27,7 @@ from pipeline.contract import Checkpoint
 from pipeline.errors import Finding, ModelError
 from stages.runtime.folders import model_findings, tokenizer_findings
 from stages.runtime.offloading import offload_activations
+from stages.runtime.ranks import ONE, Ranks
 from stages.runtime.text.template_guard import check_template
 from stages.runtime.text.templates import resolve_template
 
@@ -82,12 +83,15 @@ def _templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return list(template.values()) if isinstance(template, dict) else [template] if template else []
 
 
-def load_base(source: Checkpoint, model: ModelConfig, tuning: TuningConfig | None = None) -> PreTrainedModel:
+def load_base(
+    source: Checkpoint, model: ModelConfig, tuning: TuningConfig | None = None, *, ranks: Ranks = ONE
+) -> PreTrainedModel:
     """Open the base model: frozen, in eval(), on the device, in 4 or 8 bits when the tuning says so.
 
     4 bits means nf4 with double quantisation, 8 bits LLM.int8(); embeddings and the output head stay
     as they are.
-    The model remembers `source`, so that an adapter of another base is refused later.
+    The model remembers `source`, so that an adapter of another base is refused later. Ranks that hold
+    parts of the base read it on the CPU first.
 
     Raises:
         ModelError: the folder or Hub id cannot be opened, holds no safetensors, lacks weights,
@@ -96,13 +100,18 @@ def load_base(source: Checkpoint, model: ModelConfig, tuning: TuningConfig | Non
     where, revision = _location(source, model)
     if source.path.is_dir():
         _raise(model_findings(source.path))
-    options = _load_options(model, tuning)
+    options = _load_options(model, tuning, whole=not ranks.place.in_parts)
     with _as_model_error(where):
         loaded, report = AutoModelForCausalLM.from_pretrained(
             where, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     _raise(_weight_findings(where, report))
     if "quantization_config" not in options and "device_map" not in options:
+        if ranks.place.in_parts:
+            from stages.runtime.parts import cut_layers
+
+            loaded.requires_grad_(False)
+            cut_layers(loaded, ranks, device().type)
         loaded = loaded.to(device())
     _keep_cpu_4bit_unpacked(loaded)
     loaded.requires_grad_(False)
@@ -197,7 +206,7 @@ def _location(source: Checkpoint, model: ModelConfig) -> tuple[str, str | None]:
 _MISSING_HINT = "a folder that holds config.json, or a Hub id such as owner/name"
 
 
-def _load_options(model: ModelConfig, tuning: TuningConfig | None) -> dict[str, Any]:
+def _load_options(model: ModelConfig, tuning: TuningConfig | None, *, whole: bool = True) -> dict[str, Any]:
     dtype = base_dtype(model)
     options: dict[str, Any] = {
         "dtype": dtype,
@@ -206,7 +215,7 @@ def _load_options(model: ModelConfig, tuning: TuningConfig | None) -> dict[str, 
     }
     if model.attn_implementation != "auto":
         options["attn_implementation"] = model.attn_implementation
-    if device().type != "cpu":
+    if device().type != "cpu" and whole:
         options["device_map"] = {"": device()}
     if tuning is not None and tuning.method == "qlora":
         options["quantization_config"] = _four_bits()

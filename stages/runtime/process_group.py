@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import StageFailed
 from pipeline.place import Place
+from stages.runtime.ranks import ONE, Ranks
 
 T = TypeVar("T")
 BUCKET_ELEMENTS = 2**25
@@ -54,9 +56,20 @@ class ProcessGroup:
         """True for rank 0."""
         return self.place.is_main
 
+    @property
+    def readers(self) -> Ranks:
+        """Return the group; one rank alone where each holds a part of the base."""
+        return ONE if self.place.in_parts else self
+
     def share(self, parts: Sequence[T]) -> Sequence[T]:
         """Return every count-th part, from this rank's number on."""
         return parts[self.rank :: self.count]
+
+    def turns(self, parts: Sequence[T]) -> Sequence[tuple[T, bool]]:
+        """Return this rank's parts; where it has too few to keep up, the first of all, not counted."""
+        own = [(part, True) for part in self.share(parts)]
+        missing = math.ceil(len(parts) / self.count) - len(own) if self.place.in_parts else 0
+        return own + [(parts[0], False)] * missing
 
     def add_gradients(self, parameters: Sequence[nn.Parameter], total: float) -> float:
         """Add gradients bucket by bucket; see Ranks.add_gradients."""

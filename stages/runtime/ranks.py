@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor, nn
 
 from pipeline.contract import StageContext
+from pipeline.place import ONLY, Place
 
 T = TypeVar("T")
 
@@ -18,8 +19,20 @@ T = TypeVar("T")
 class Ranks(Protocol):
     """What the loops ask of the processes that train one stage.
 
-    Every method but `share` is a meeting: all ranks must call it, in the same order.
+    Every method but `share` and `turns` is a meeting: all ranks must call it, in the same order.
     """
+
+    @property
+    def place(self) -> Place:
+        """Which of the stage's processes this is."""
+
+    @property
+    def readers(self) -> Ranks:
+        """The ranks that share a pass without gradients.
+
+        Where each rank holds a part of the base, all of them have to run every layer together: then each
+        one reads everything itself.
+        """
 
     @property
     def rank(self) -> int:
@@ -35,6 +48,13 @@ class Ranks(Protocol):
 
     def share(self, parts: Sequence[T]) -> Sequence[T]:
         """Return this rank's parts: every count-th one. A rank may get none."""
+
+    def turns(self, parts: Sequence[T]) -> Sequence[tuple[T, bool]]:
+        """Return this rank's parts, and whether each counts.
+
+        Where each rank holds a part of the base all get as many turns; one that does not count only keeps
+        up with the others.
+        """
 
     def add_gradients(self, parameters: Sequence[nn.Parameter], total: float) -> float:
         """Put the sum of all ranks' gradients into each one's, and return the sum of their totals.
@@ -65,7 +85,16 @@ class Ranks(Protocol):
 class OneRank:
     """A stage that is one process."""
 
-    rank, count, is_main = 0, 1, True
+    rank, count, is_main, place = 0, 1, True, ONLY
+
+    @property
+    def readers(self) -> Ranks:
+        """Return itself."""
+        return self
+
+    def turns(self, parts: Sequence[T]) -> Sequence[tuple[T, bool]]:
+        """Return all parts; all count."""
+        return [(part, True) for part in parts]
 
     def share(self, parts: Sequence[T]) -> Sequence[T]:
         """Return all parts."""

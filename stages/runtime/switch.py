@@ -6,7 +6,7 @@ learning in silence. This switch sets the two fields that a forward pass reads, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 
@@ -15,10 +15,13 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 
 from pipeline.errors import ModelError
 from stages.runtime.dora import with_lengths
 
+Whole = Callable[[nn.Module, nn.Module], AbstractContextManager[None]]
+"A model and a layer of it -> the context in which that layer has all its weights."
 _REMEDY = "pip install 'peft>=0.21,<0.22'"
 
 
@@ -82,14 +85,21 @@ class AdapterSwitch:
         """Return a context that puts the adapter that is current now in effect again, any number of times."""
         return _Pinned(self, self.current)
 
-    def self_test(self) -> None:
+    def self_test(self, whole: Whole = lambda model, layer: nullcontext()) -> None:
         """Check on one layer, with random numbers, that the switch does what it says.
+
+        Args:
+            whole: gives the context in which a layer of the model can be run by itself.
 
         Raises:
             ModelError: the installed peft computes something else, or requires_grad moved.
         """
-        before = [p.requires_grad for p in self._model.parameters()]
         layer = next(item for item in self._layers if isinstance(item, LoraLayer))
+        with whole(self._model, layer):
+            self._test(layer)
+
+    def _test(self, layer: LoraLayer) -> None:
+        before = [p.requires_grad for p in self._model.parameters()]
         base = layer.get_base_layer()
         first = next(iter(layer.lora_A.values())).weight
         generator = torch.Generator().manual_seed(0)

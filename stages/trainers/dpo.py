@@ -101,15 +101,16 @@ class DPOTrainer:
         chosen, rejected, total = torch.zeros(len(numbers)), torch.zeros(len(numbers)), 0.0
         places = {number: place for place, number in enumerate(numbers)}
         batches = make_batches(pairs, numbers, max_tokens=self.config.token_budget, packed=self.parts.packed)
-        for batch in self.ranks.share(batches):
+        ranks = self.ranks.readers
+        for batch in ranks.share(batches):
             moved = batch.to(self.parts.device)
             logps = self.pair_logps(moved)
             total += float((self.losses(moved, logps) * moved.weights).sum())
             one, other = implicit_rewards(self.config.loss_type, logps, beta=self.config.beta)
             where = [places[int(number)] for number in batch.numbers]
             chosen[where], rejected[where] = one.cpu(), other.cpu()
-        self.ranks.add(chosen, rejected)
-        return chosen, rejected, sum(self.ranks.gathered(total))
+        ranks.add(chosen, rejected)
+        return chosen, rejected, sum(ranks.gathered(total))
 
 
 def train_dpo(ctx: StageContext) -> StageResult:
@@ -128,7 +129,7 @@ def train_dpo(ctx: StageContext) -> StageResult:
     with parts.running():
         trainer = DPOTrainer(parts, output_head, config, None, ranks)
         if needs_reference:
-            logps = ranks.from_main(partial(_reference, ctx, trainer, pairs))
+            logps = ranks.readers.from_main(partial(_reference, ctx, trainer, pairs))
             trainer = DPOTrainer(parts, output_head, config, logps, ranks)
             start = {"handover/loss_minus_ln2": _prove_start(trainer, schedule.batches(0))}
         parameters = trained_parameters(parts.model, POLICY)
@@ -183,7 +184,9 @@ def _reference(ctx: StageContext, trainer: DPOTrainer, pairs: Sequence[TokenPair
     )
     began = time.perf_counter()
     compute = partial(_compute_reference, ctx, trainer)
-    logps, computed = reference_logps(ctx.cache_dir or ctx.scratch_dir / "cache", pairs, key, compute)
+    folder = ctx.cache_dir or ctx.scratch_dir / "cache"
+    ranks = trainer.ranks if trainer.ranks.place.in_parts else ONE
+    logps, computed = reference_logps(folder, pairs, key, compute, ranks=ranks)
     seconds = time.perf_counter() - began if computed else 0.0
     ctx.logger.log({"reference/computed_pairs": float(computed), "reference/seconds": seconds}, step=0)
     return logps

@@ -256,12 +256,12 @@ class _Loop:
         began = time.perf_counter()
         self._optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for micro in self._ranks.share(micro_batches):
+        for micro, counts in self._ranks.turns(micro_batches):
             output = loss(micro)
-            value = float(output.loss.detach())
-            total += value
-            if not math.isfinite(value):
-                break
+            if not counts:
+                (0.0 * output.loss).backward()
+                continue
+            total += float(output.loss.detach())
             output.loss.backward()
             self._add(output)
         total = self._ranks.add_gradients([p for _, p in self._parameters], total)

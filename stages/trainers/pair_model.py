@@ -29,6 +29,7 @@ from stages.runtime.loading import (
     vocabulary_findings,
 )
 from stages.runtime.output_head import OutputHead
+from stages.runtime.ranks import open_ranks
 from stages.runtime.segment_check import supports_segments
 from stages.runtime.segments import segment_model
 from stages.runtime.switch import AdapterSwitch, enable_checkpointing
@@ -116,7 +117,7 @@ def open_parent(ctx: StageContext, *, name: str) -> Parent:
     """
     config: TrainingConfig = ctx.config
     base, policy = ctx.inputs["base"], ctx.inputs["policy"]
-    causal_lm = load_base(base, config.model, config.tuning)
+    causal_lm = load_base(base, config.model, config.tuning, ranks=open_ranks(ctx))
     tokenizer = load_tokenizer(policy, config.model)
     stops = generation_eos(causal_lm)
     check_same_text(policy.path, tokenizer, base=base, generation_eos=stops, where=ctx.name)
@@ -146,7 +147,12 @@ def open_pair_model(ctx: StageContext, *, name: str, with_reference: bool) -> Pa
         # At the policy's own rank: other sums would round differently in bf16.
         model = load_adapter(model, policy, name=REFERENCE, trainable=False, tuning=config.tuning)
     switch = AdapterSwitch(model)
-    switch.self_test()
+    if open_ranks(ctx).place.in_parts:
+        from stages.runtime.parts import layer_gathered
+
+        switch.self_test(layer_gathered)
+    else:
+        switch.self_test()
     proof = prove_hand_over(
         model,
         policy,

@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 
 from pipeline.canonical import digest
+from stages.runtime.ranks import ONE, Ranks
 from stages.runtime.saving.cache import TensorCache
 from stages.trainers.pair_data import TokenPair
 
@@ -51,7 +52,12 @@ def reference_key(pairs: Sequence[TokenPair], *, base: str, adapter: str, dtype:
 
 
 def reference_logps(
-    folder: Path, pairs: Sequence[TokenPair], key: Callable[[Sequence[TokenPair]], str], compute: Compute
+    folder: Path,
+    pairs: Sequence[TokenPair],
+    key: Callable[[Sequence[TokenPair]], str],
+    compute: Compute,
+    *,
+    ranks: Ranks = ONE,
 ) -> tuple[Logps, int]:
     """Return the reference's log-probabilities of pairs, from the cache or computed and stored.
 
@@ -64,6 +70,7 @@ def reference_logps(
         pairs: whose log-probabilities are asked for.
         key: names a set of pairs: reference_key with everything else filled in.
         compute: the reference policy.
+        ranks: processes that all compute, and one of which keeps the cache.
 
     Returns:
         The log-probabilities in the order of `pairs`, and how many pairs were computed.
@@ -72,11 +79,12 @@ def reference_logps(
     names = sorted(different)
     ordered = [different[name] for name in names]
     cache, entry = TensorCache(folder), key(ordered)
-    held = cache.read(entry)
+    held = ranks.from_main(lambda: cache.read(entry))
     computed = 0
     if held is None or not _usable(held, len(ordered)):
         held, computed = compute(ordered), len(ordered)
-        cache.write(entry, held)
+        if ranks.is_main:
+            cache.write(entry, held)
     place = {name: number for number, name in enumerate(names)}
     index = torch.tensor([place[_ids(pair)] for pair in pairs])
     return {side: values[index] for side, values in held.items()}, computed

@@ -77,13 +77,14 @@ class RewardTrainer:
         batches = make_batches(
             pairs, range(len(pairs)), max_tokens=self.config.token_budget, packed=self.parts.packed
         )
+        ranks = self.ranks.readers
         with self.in_effect():
-            for batch in self.ranks.share(batches):
+            for batch in ranks.share(batches):
                 moved = batch.to(self.parts.device)
                 scores = self.scores(moved)
                 chosen[batch.numbers] = scores[moved.chosen].cpu()
                 rejected[batch.numbers] = scores[moved.rejected].cpu()
-        self.ranks.add(chosen, rejected)
+        ranks.add(chosen, rejected)
         return chosen.tolist(), rejected.tolist()
 
 

@@ -204,7 +204,7 @@ def start_model(
         if findings:
             raise ModelError.from_findings(findings)
         return whole, proof
-    base = load_base(ctx.inputs["base"], config.model, config.tuning)
+    base = load_base(ctx.inputs["base"], config.model, config.tuning, ranks=open_ranks(ctx))
     findings = [*vocabulary_findings(tokenizer, base), *position_findings(base, longest)]
     if findings:
         raise ModelError.from_findings(findings)

@@ -80,6 +80,10 @@ class AnswerTrainer(SFTTrainer):
         given = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
         settings = model.config.get_text_config()
         balance = getattr(settings, "router_aux_loss_coef", None)
+        if ranks.place.in_parts:
+            from stages.runtime.parts import leave_to_their_ranks
+
+            leave_to_their_ranks(model)
         super().__init__(model=model, args=args, **others)
         if balance is not None:
             # TRL writes its own coefficient into the config, which a whole model would be published with.
@@ -105,14 +109,15 @@ class AnswerTrainer(SFTTrainer):
             if "lengths" in inputs:
                 inputs = {**inputs, **joined_inputs(inputs.pop("lengths"))}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.ranks.count > 1 and bool((inputs["labels"] == IGNORED).all()):
+        idle = self.ranks.count > 1 and bool((inputs["labels"] == IGNORED).all())
+        if idle and not self.ranks.place.in_parts:
             self._count(None, inputs)
             return 0.0 * next(value for value in self.model.parameters() if value.requires_grad).sum()
         # The trainer gives autocast to model.forward alone, which is not what runs here. Of several ranks
         # each runs the plain model: their gradients are added in training_step.
         with self.accelerator.autocast():
             answer = answer_logprobs(self.model, self.head, inputs)
-        self._count(answer, inputs)
+        self._count(None if idle else answer, inputs)
         loss = -answer.logprobs.sum() / (num_items_in_batch or max(1, answer.num_tokens))
         if not math.isfinite(float(loss.detach())):
             raise StageFailed(
