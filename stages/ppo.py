@@ -19,7 +19,7 @@ from pipeline.errors import Finding
 from pipeline.memory.activations import Pass
 from pipeline.memory.work import Decoding, Workload
 from stages import rewarded
-from stages.tuning import refuse_full
+from stages.tuning import parts_findings, refuse_full
 
 REWARD, FUNCTION, OUTSIDE = "reward", "reward_function", "outside_reward"
 "Roles of what pays a response; functions under other names pay too."
@@ -227,6 +227,7 @@ def check(stage: StageCheck) -> Sequence[Finding]:
     findings = reward_findings(stage.name, stage.config, stage.roles)
     findings += refuse_full(stage, "policy, reference, reward and value share one frozen base")
     findings += backend_findings(stage.name, stage.config)
+    findings += parts_findings(stage)
     findings += ranks_findings(stage)
     findings += rewarded.function_findings(stage)
     if (prompts := stage.inputs.get("prompts")) is not None:
@@ -329,7 +330,7 @@ SPEC = StageSpec(
     run=run,
     memory=memory,
     check=check,
-    backends=("ddp",),
+    backends=("ddp", "fsdp2"),
     summary="PPO on one frozen base: policy, reference, reward and value are adapters of it",
     metrics=(
         "objective/kl",

@@ -6,7 +6,7 @@ learning in silence. This switch sets the two fields that a forward pass reads, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 
@@ -15,13 +15,11 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
 
 from pipeline.errors import ModelError
 from stages.runtime.dora import with_lengths
+from stages.runtime.ranks import ONE, Ranks
 
-Whole = Callable[[nn.Module, nn.Module], AbstractContextManager[None]]
-"A model and a layer of it -> the context in which that layer has all its weights."
 _REMEDY = "pip install 'peft>=0.21,<0.22'"
 
 
@@ -85,17 +83,22 @@ class AdapterSwitch:
         """Return a context that puts the adapter that is current now in effect again, any number of times."""
         return _Pinned(self, self.current)
 
-    def self_test(self, whole: Whole = lambda model, layer: nullcontext()) -> None:
+    def self_test(self, ranks: Ranks = ONE) -> None:
         """Check on one layer, with random numbers, that the switch does what it says.
 
         Args:
-            whole: gives the context in which a layer of the model can be run by itself.
+            ranks: where each holds a part of the layer, they put it together for the length of the test.
 
         Raises:
             ModelError: the installed peft computes something else, or requires_grad moved.
         """
         layer = next(item for item in self._layers if isinstance(item, LoraLayer))
-        with whole(self._model, layer):
+        if not ranks.place.in_parts:
+            self._test(layer)
+            return
+        from stages.runtime.parts import layer_gathered
+
+        with layer_gathered(self._model, layer):
             self._test(layer)
 
     def _test(self, layer: LoraLayer) -> None:

@@ -147,12 +147,7 @@ def open_pair_model(ctx: StageContext, *, name: str, with_reference: bool) -> Pa
         # At the policy's own rank: other sums would round differently in bf16.
         model = load_adapter(model, policy, name=REFERENCE, trainable=False, tuning=config.tuning)
     switch = AdapterSwitch(model)
-    if open_ranks(ctx).place.in_parts:
-        from stages.runtime.parts import layer_gathered
-
-        switch.self_test(layer_gathered)
-    else:
-        switch.self_test()
+    switch.self_test(open_ranks(ctx))
     proof = prove_hand_over(
         model,
         policy,

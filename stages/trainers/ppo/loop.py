@@ -121,8 +121,9 @@ def gather(setting: Setting, iteration: int) -> tuple[Rollouts, Readings]:
     ranks = setting.ranks
     plan = minibatches(rollouts.total_lengths, config, iteration=iteration, epoch=0, ranks=ranks.count)
     # Each rank reads what it will train on first.
-    micro_batches = [micro for minibatch in plan for micro in ranks.share(minibatch)]
-    return rollouts, read_rollouts(setting.roles, rollouts, micro_batches, ranks=ranks)
+    readers = ranks.readers
+    micro_batches = [micro for minibatch in plan for micro in readers.share(minibatch)]
+    return rollouts, read_rollouts(setting.roles, rollouts, micro_batches, ranks=readers)
 
 
 def _advance(

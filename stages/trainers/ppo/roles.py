@@ -18,6 +18,7 @@ from stages.runtime.adapters import load_adapter, load_head, trained_parameters
 from stages.runtime.ensemble import load_members
 from stages.runtime.loading import backbone, load_base
 from stages.runtime.output_head import OutputHead
+from stages.runtime.ranks import ONE, Ranks
 from stages.runtime.segment_check import supports_segments
 from stages.runtime.segments import segment_model
 from stages.runtime.switch import AdapterSwitch, enable_checkpointing
@@ -151,7 +152,7 @@ class Roles:
         return output.last_hidden_state.flatten(0, 1)
 
 
-def load_roles(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> Roles:
+def load_roles(inputs: Mapping[str, Checkpoint], config: PPOConfig, *, ranks: Ranks = ONE) -> Roles:
     """Open the base once and put the adapters of all roles on it.
 
     The policy and the reference are two copies of one SFT adapter; the value function is a
@@ -162,7 +163,7 @@ def load_roles(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> Roles:
         ModelError: the base or an adapter cannot be read.
         HandOverError: an adapter belongs to another base, or does not fit.
     """
-    base = load_base(inputs["base"], config.model, config.tuning)
+    base = load_base(inputs["base"], config.model, config.tuning, ranks=ranks)
     model = load_adapter(base, inputs["policy"], name=POLICY, trainable=True, tuning=config.tuning)
     # At the policy's own rank: other sums would round differently in bf16.
     load_adapter(model, inputs["policy"], name=REFERENCE, trainable=False, tuning=config.tuning)
@@ -180,7 +181,7 @@ def load_roles(inputs: Mapping[str, Checkpoint], config: PPOConfig) -> Roles:
         value_head = ScoreHead.from_tensors(stored) if start == "reward" else ScoreHead(hidden_size)
         value_head.to(device)
     switch = AdapterSwitch(model)
-    switch.self_test()
+    switch.self_test(ranks)
     if config.tuning.gradient_checkpointing:
         enable_checkpointing(model, switch)
     switch.use(POLICY)

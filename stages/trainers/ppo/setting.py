@@ -66,7 +66,7 @@ def open_setting(ctx: StageContext) -> Setting:
     sources = open_sources(ctx)
     rows = read_prompts(ctx.inputs["prompts"].path)
     tokenizer = load_tokenizer(ctx.inputs["policy"], config.model)
-    roles = load_roles(ctx.inputs, config)
+    roles = load_roles(ctx.inputs, config, ranks=ranks)
     if roles.unpacked_because is not None:
         LOGGER.warning("rows are padded: %s", roles.unpacked_because)
     stops = generation_eos(causal_lm_of(roles.model))
@@ -87,7 +87,7 @@ def _open_backend(ctx: StageContext, roles: Roles, tokenizer: PreTrainedTokenize
     config: PPOConfig = ctx.config
     pad, rows = int(tokenizer.pad_token_id), config.generation_batch_size
     if config.generation_backend == "sampler":
-        return OwnSampler(roles.model, pad, rows, open_ranks(ctx))
+        return OwnSampler(roles.model, pad, rows, open_ranks(ctx).readers)
     if config.generation_backend == "transformers":
         return ContinuousBatching(roles.model, pad, rows)
     from stages.runtime.vllm_backend import VllmBackend

@@ -18,6 +18,7 @@ from stages.ops.stats import masked_sum
 from stages.ppo import PPOConfig
 from stages.runtime.optimizers import make_adamw
 from stages.runtime.ranks import ONE, Ranks
+from stages.trainers.ppo.batches import TokenBatch
 from stages.trainers.ppo.plan import learning_rate_factor, minibatches
 from stages.trainers.ppo.proof import prove_ratio
 from stages.trainers.ppo.roles import Roles
@@ -163,8 +164,11 @@ class _Minibatch:
         num_tokens = int(self.rollouts.mask[rows].sum())
         before = self.sums.totals.get("policy/approxkl_avg", 0.0)
         self.optimizer.zero_grad(set_to_none=True)
-        for micro in self.ranks.share(micro_batches):
+        for micro, counts in self.ranks.turns(micro_batches):
             batch = self.roles.batch(self.rollouts.take(micro))
+            if not counts:
+                self._keep_up(batch)
+                continue
             reading = self.roles.read_policy(batch)
             loss = self._policy_loss(reading.logprobs, micro, num_tokens)
             if reading.values is not None:
@@ -184,6 +188,17 @@ class _Minibatch:
         if self.config.target_kl is not None and moved > self.config.target_kl:
             self.sums.stopped_early = True
             self.optimizer.zero_grad(set_to_none=True)
+
+    def _keep_up(self, batch: TokenBatch) -> None:
+        """Run both passes of a micro-batch that is another rank's, for layers that all ranks run together."""
+        reading = self.roles.read_policy(batch)
+        loss = 0.0 * reading.logprobs.sum()
+        if reading.values is not None:
+            loss = loss + 0.0 * reading.values.sum()
+        loss.backward()
+        if self.roles.value_on == "adapter":
+            del reading, loss
+            (0.0 * self.roles.values(batch).sum()).backward()
 
     def apply(self) -> None:
         """Clip the two gradients apart and take the step."""
