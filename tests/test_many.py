@@ -28,6 +28,7 @@ from tests.test_layers import _at_module_level as at_module_level
 from tests.test_layers import _imports as imports
 
 PROCESS_GROUP = "stages.runtime.process_group"
+PARTS = "stages.runtime.parts"
 KILLED_TABLE = """
 Root Cause (first observed failure):
 [0]:
@@ -130,10 +131,12 @@ def test_a_launcher_that_fails_itself_is_named(
 def test_one_process_never_loads_the_code_of_several() -> None:
     """Only open_ranks does so, inside the branch for several."""
     root = Path(__file__).parents[1] / "stages"
-    alone = {root / "runtime" / "process_group.py"}
+    alone = {root / "runtime" / "process_group.py", root / "runtime" / "parts.py"}
     for path in sorted(set(root.rglob("*.py")) - alone):
         loaded = imports(at_module_level(ast.parse(path.read_text())))
-        assert not {name for name in loaded if name.startswith(("torch.distributed", PROCESS_GROUP))}, path
+        assert not {
+            name for name in loaded if name.startswith(("torch.distributed", PROCESS_GROUP, PARTS))
+        }, path
 
 
 def test_the_command_holds_what_the_block_says(tmp_path: Path) -> None:
@@ -153,7 +156,7 @@ def test_the_command_holds_what_the_block_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "flag"), [("ddp", "--multi_gpu"), ("fsdp2", "--use_fsdp"), ("deepspeed", "--use_deepspeed")]
+    ("backend", "flag"), [("ddp", "--multi_gpu"), ("fsdp2", "--multi_gpu"), ("deepspeed", "--use_deepspeed")]
 )
 def test_a_backend_is_a_flag_and_a_config_file_stands_for_it(tmp_path: Path, backend: str, flag: str) -> None:
     block = AccelerateConfig(num_processes=2, backend=backend)  # type: ignore[arg-type]

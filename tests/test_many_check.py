@@ -46,9 +46,16 @@ def test_a_stage_that_is_one_process_refuses_two(kind: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("backend", ["fsdp2", "deepspeed"])
-@pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "ppo", "pretrain"])
-def test_every_process_holds_the_whole_model(kind: str, backend: str) -> None:
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "ppo"])
+def test_stages_with_a_frozen_base_may_hold_it_in_parts(kind: str) -> None:
+    assert found(kind, num_processes=2, backend="fsdp2") == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [("pretrain", "fsdp2"), *((kind, "deepspeed") for kind in ("sft", "reward", "dpo", "ppo", "pretrain"))],
+)
+def test_a_backend_that_a_trainer_does_not_have_is_refused(kind: str, backend: str) -> None:
     assert found(kind, num_processes=2, backend=backend) == [
         (f"a {kind} stage cannot be trained with {backend}", "accelerate.backend", "backend: ddp")
     ]
@@ -81,7 +88,7 @@ def test_settings_of_many_that_one_process_would_ignore_are_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}", "asks for FSDP 1"),
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}", "but backend is ddp"),
         ("distributed_type: DEEPSPEED", "but backend is ddp"),
         ("distributed_type: TPU", "but backend is ddp"),
         ("[not, a, mapping]", "no accelerate config file"),
@@ -139,9 +146,9 @@ def test_accelerate_itself_understands_the_command_and_the_files(
     assert given.training_script == "pipeline.worker"
     assert given.training_script_args[0] == str((tmp_path / "r.json").resolve())
     if config_file is None:
-        flags = {"ddp": given.multi_gpu, "fsdp2": given.use_fsdp, "deepspeed": given.use_deepspeed}
-        assert {name for name, flag in flags.items() if flag} == {backend}
-        assert (given.fsdp_version == "2") == (backend == "fsdp2")
+        # A stage cuts its base itself, so accelerate is not told of FSDP.
+        flag = "use_deepspeed" if backend == "deepspeed" else "multi_gpu"
+        assert [name for name in ("multi_gpu", "use_fsdp", "use_deepspeed") if getattr(given, name)] == [flag]
         assert given.zero_stage == (3 if backend == "deepspeed" else None)
     else:
         assert load_config_from_file(config_file).mixed_precision == "no"
@@ -157,7 +164,7 @@ def findings_of_plan(world: Path, *overrides: str, until: str | None = None) -> 
 
 def test_plan_refuses_with_the_line_of_the_block(world: Path) -> None:
     text = (world / "run.yaml").read_text()
-    block = "    accelerate:\n      num_processes: 2\n      backend: fsdp2\n"
+    block = "    accelerate:\n      num_processes: 2\n      backend: deepspeed\n"
     (world / "own.yaml").write_text(text.replace("    kind: dpo\n", "    kind: dpo\n" + block))
     line = next(
         n for n, row in enumerate((world / "own.yaml").read_text().splitlines(), 1) if "backend:" in row
@@ -167,7 +174,7 @@ def test_plan_refuses_with_the_line_of_the_block(world: Path) -> None:
         preflight(make_plan(load_run(world / "own.yaml", []), store), store)
 
     assert [str(finding) for finding in refused.value.findings] == [
-        f"{world / 'own.yaml'}:{line}: a dpo stage cannot be trained with fsdp2\n    try: backend: ddp"
+        f"{world / 'own.yaml'}:{line}: a dpo stage cannot be trained with deepspeed\n    try: backend: ddp"
     ]
 
 

@@ -30,6 +30,7 @@ from tests.many_setup import (
 )
 
 TWO = "accelerate.num_processes=2"
+PARTS = "accelerate.backend=fsdp2"
 LONGER = ("reward.max_steps=14", "reward.save_steps=3")
 
 
@@ -70,6 +71,48 @@ def test_two_processes_give_the_stage_of_one(world: Path, stage: str) -> None:
     assert_same_metrics(world, "one", "two", stage, within=1e-4)
     assert weight_distance(world, "one", "two", stage) < 1e-5
     assert verified(world, "two")
+
+
+def test_ranks_that_hold_parts_of_the_base_give_the_stage_of_one(world: Path) -> None:
+    assert_parts_give_the_same(world, "dpo", store="in_parts", one="whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_every_stage_on_a_base_in_parts_is_that_of_one(world: Path, stage: str) -> None:
+    assert_parts_give_the_same(world, stage, store=f"in_parts_{stage}", one="one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_layers_in_parts_are_recomputed_where_asked(world: Path, stage: str) -> None:
+    again = f"{stage}.tuning.gradient_checkpointing=true"
+    assert_parts_give_the_same(world, stage, again, store=f"again_{stage}", one="one")
+
+
+@pytest.mark.slow
+def test_a_base_in_parts_goes_on_after_a_kill_and_one_process_may_go_on_for_it(world: Path) -> None:
+    assert run_alone(world, *LONGER, store="longer", until="reward") == 0
+    child, ranks = run_until_step(world, TWO, PARTS, *LONGER, store="cut", until="reward", step=4)
+    end(ranks[1], signal.SIGKILL)
+    said = said_at_the_end(child)
+
+    assert "rank 1 of 2 was killed by SIGKILL" in said
+    assert run_alone(world, *LONGER, store="cut", until="reward") == 0
+    assert_same_metrics(world, "longer", "cut", "reward", within=1e-5)
+    assert weight_distance(world, "longer", "cut", "reward") < 1e-6
+
+
+def assert_parts_give_the_same(world: Path, stage: str, *words: str, store: str, one: str) -> None:
+    """Run a stage on a base in parts and by one process, and compare every number and weight."""
+    alone = run_alone(world, store=one, until=stage)
+    both = run(world, TWO, PARTS, *words, store=store, until=stage)
+
+    assert alone == both.returncode == 0, both.stderr
+    assert_same_metrics(world, one, store, stage, within=1e-4)
+    assert weight_distance(world, one, store, stage) < 1e-5
+    assert verified(world, store)
+    assert "made by 2 processes (fsdp2)" in (stage_folder(world, store, stage) / "record.json").read_text()
 
 
 @pytest.mark.slow

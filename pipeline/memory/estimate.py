@@ -6,6 +6,7 @@ high: the same with a fragmented allocator and a large CUDA context.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -32,6 +33,8 @@ FRAGMENTATION = (0.0, 0.04, 0.10)
 "Share of the allocator's bytes that is reserved and cannot be used."
 LOGITS_AT_ONCE = 2**26
 "Logits that the compact output head holds at once on a GPU."
+GATHERED = (1, 2, 4)
+"Whole layers at once where layers are cut: the one that runs, the next one on its way, and copies."
 _SHORTER = 2
 "In the low case rows are this many times shorter than max_length."
 
@@ -93,11 +96,13 @@ def estimate(work: Workload, shape: ModelShape) -> StageMemory:
     weights = weight_bytes(shape, "" if trained.full else method, dtype)
     num_trained, adapters, optimizer = _held(work, trained)
     terms = {
-        "base": Range.exact(sum(weights.values())),
+        "base": Range.exact(sum(weights.values()) - elsewhere_bytes(work, shape)),
         "adapters and heads": Range.exact(adapters),
         "gradients": Range.exact(4 * num_trained),
         "optimizer": Range.exact(optimizer),
     }
+    if work.parts > 1:
+        terms["gathered layers"] = Range(*(count * shape.num_layer * BYTES[dtype] for count in GATHERED))
     if method in ("qlora", "8bit") and not trained.full:
         terms["dequantised layer"] = Range.exact(shape.largest_linear * precision.compute)
     phases = _phases(work, trained, precision, num_trained)
@@ -109,6 +114,15 @@ def estimate(work: Workload, shape: ModelShape) -> StageMemory:
     step = _step_of(work)
     waiting = waiting_bytes(trained, precision, step) if step is not None else 0.0
     return StageMemory(terms, phase, num_trained, waiting)
+
+
+def elsewhere_bytes(work: Workload, shape: ModelShape) -> int:
+    """Return the bytes of layers that other processes hold: each one keeps some rows of every tensor."""
+    rest = shape.num_layer - sum(linear.num_parameters for linear in shape.linears)
+    kept = math.ceil(rest / work.parts) + sum(
+        math.ceil(linear.outputs / work.parts) * (linear.inputs + linear.bias) for linear in shape.linears
+    )
+    return shape.layers * (shape.num_layer - kept) * BYTES[held_dtype(work)]
 
 
 def trained_weights(work: Workload, shape: ModelShape) -> Trained:

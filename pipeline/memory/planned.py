@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config.strict import StrictModel
 from pipeline.contract import StageCheck
@@ -81,8 +81,11 @@ def _row(plan: Plan, store: Store, stage: PlannedStage, card: CardSize) -> Memor
     if shape is None:
         return MemoryRow(stage.name, spec.kind, None, "the base is not on this machine yet")
 
+    accelerate = stage.wired.accelerate
+    parts = accelerate.num_processes if accelerate.in_parts else 1
+
     def needs(changed: StrictModel) -> StageMemory:
-        return estimate(declare(StageCheck(stage.name, changed, {}, roles)), shape)
+        return estimate(replace(declare(StageCheck(stage.name, changed, {}, roles)), parts=parts), shape)
 
     memory = needs(config)
     found = fitting(needs, config, card.memory_bytes, max_positions=shape.max_positions)

@@ -50,5 +50,7 @@ class Workload:
     "The output head is TRL's, which works in tiles."
     reads_beside: bool = False
     "The reference reads the micro-batch while its graph is held."
+    parts: int = 1
+    "Processes that each hold a part of every layer of the base; the rest is whole on each."
     read_tokens: int = 0
     "Tokens of the largest pass without gradients outside a step, padding included."
