@@ -133,3 +133,32 @@ def test_a_published_peak_is_met():
 
     assert dataclasses.is_dataclass(needed)
     assert 14 * GIB < needed.allocated.expected < 22.29 * GIB
+
+
+def test_a_whole_model_is_held_in_float32_with_its_gradients_and_two_moments():
+    shape = shape_of(LLAMA_8B)
+
+    needed = _needs("sft", tuning=TuningConfig(method="full"))
+
+    assert needed.terms["base"].expected == needed.terms["gradients"].expected == 4 * shape.num_parameters
+    assert needed.terms["optimizer"].expected == 8 * shape.num_parameters
+
+
+def test_the_step_of_torchs_adamw_holds_one_more_copy_and_that_of_a_paged_one_does_not():
+    short = {"per_device_train_batch_size": 1, "max_length": 16}
+
+    plain = _needs("sft", tuning=TuningConfig(method="full"), **short)
+    paged = _needs("sft", tuning=TuningConfig(method="full", optimizer="paged_adamw"), **short)
+
+    assert plain.phase == "optimizer step"
+    assert plain.terms["optimizer step"].expected == 4 * plain.num_trained
+    assert paged.phase == "training"
+
+
+def test_members_of_an_ensemble_that_wait_are_held_too():
+    one, three = _needs("reward"), _needs("reward", ensemble=3)
+
+    assert three.num_trained == one.num_trained
+    adapter = one.num_trained - 4096
+    more = three.terms["adapters and heads"].expected - one.terms["adapters and heads"].expected
+    assert more == 2 * 4 * adapter
