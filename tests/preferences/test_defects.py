@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from reward.preferences.checks.bias import is_refusal
 from reward.preferences.checks.result import CheckResult, Verdict
+from reward.preferences.checks.rows import RowTally
 from reward.preferences.checks.settings import CheckSettings
 from reward.preferences.inspection import Inspection, inspect_file
+from reward.preferences.notes import RowFinding
 from tests.preferences.planted import NUM_ROWS, PLANTED_ROW, PLANTS, Plant, clean_rows, write_jsonl
 from tests.preferences.test_readers import PAIRED, UNPAIRED
 
@@ -65,6 +68,16 @@ def test_a_row_that_is_set_aside_is_not_flagged_too(tmp_path: Path) -> None:
     tally = inspect_rows(tmp_path, rows).tally
 
     assert (tally.rejected, tally.flagged, tally.accepted) == (1, 1, NUM_ROWS - 1)
+
+
+def test_a_row_with_a_flag_and_a_rejection_counts_as_rejected() -> None:
+    tally = RowTally(CheckSettings())
+    odd, bad = RowFinding("mojibake", "prompt", "odd"), RowFinding("too_long", "prompt", "bad")
+
+    for rejections, flags in (((bad,), (odd,)), ((), (odd,)), ((), ())):
+        tally.see(SimpleNamespace(raw=SimpleNamespace(line=1), rejections=rejections, flags=flags))
+
+    assert (tally.read, tally.rejected, tally.flagged, tally.accepted) == (3, 1, 1, 2)
 
 
 def test_a_row_counts_once_however_many_of_its_fields_are_odd(tmp_path: Path) -> None:
