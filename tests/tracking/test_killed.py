@@ -62,6 +62,8 @@ def test_a_tracker_killed_in_the_middle_harms_nothing_and_an_upload_completes_it
 
     upload(engine.store, "chain", tracker=tracker_for(engine.store, "chain", "wandb"))
 
+    # W&B's own process writes the last records a moment after it said that it is done.
+    wait_for(lambda: [run.get("exit_code") for run in runs_of(engine)] == [0, 0, 0])
     runs = {run["name"]: run for run in runs_of(engine)}
     assert len(runs) == len(runs_of(engine)) == 3
     for run in runs.values():
