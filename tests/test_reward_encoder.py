@@ -254,3 +254,21 @@ def test_training_that_ends_early_gives_the_best_weights(base, tmp_path):
     best = min(lines, key=lambda step: lines[step]["eval_loss"])
     assert result.metrics["best_step"] == best < max(lines)
     assert result.metrics["margin_mean"] == pytest.approx(lines[best]["eval_rewards/margins"], abs=1e-5)
+
+
+def test_a_head_on_a_half_precision_encoder_takes_steps_that_bfloat16_would_lose(base):
+    encoder = open_encoder(base, FP32.model_copy(update={"dtype": "bfloat16"}), TUNING, seed=3)
+    (weight,) = [
+        value for name, value in encoder.parameters() if name.endswith("default.weight") and len(value) == 1
+    ]
+    ids, mask = torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.bool)
+    before = weight.detach().clone()
+
+    encoder.scores(ids, mask, mask.long() * 0).sum().backward()
+    # A millionth of the weights' own size: eight bits of mantissa hold no such step.
+    with torch.no_grad():
+        weight -= 1e-6 * before.abs() * weight.grad.sign()
+
+    assert weight.dtype == torch.float32
+    assert not torch.equal(weight, before)
+    assert bool(encoder.scores(ids, mask, mask.long() * 0).isfinite())

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
@@ -139,6 +140,7 @@ def open_encoder(base: Checkpoint, model: ModelConfig, tuning: TuningConfig, *, 
                 task_type="SEQ_CLS",
             )
             made = get_peft_model(plain, config, adapter_name=ADAPTER)
+            _learn_in_float32(made)
     except (OSError, ValueError, KeyError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         hint = "an encoder that AutoModelForSequenceClassification opens, such as a BERT"
@@ -185,6 +187,13 @@ def save_encoder(encoder: Encoder, folder: Path, *, base: Checkpoint) -> Path:
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     encoder.tokenizer.save_pretrained(folder)
     return folder
+
+
+def _learn_in_float32(model: PeftModel) -> None:
+    """Hold the trained head in float32: in bfloat16 AdamW's small steps would be rounded away."""
+    for wrapper in (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)):
+        for head in wrapper.modules_to_save.values():
+            head.float().register_forward_pre_hook(lambda _, inputs: tuple(value.float() for value in inputs))
 
 
 def _targets(tuning: TuningConfig) -> str | list[str]:
