@@ -241,7 +241,7 @@ def backend_findings(name: str, config: PPOConfig) -> list[Finding]:
         return []
     where, findings = f"stages.{name}.generation_backend", []
     if find_spec("vllm") is None:
-        hint = "pip install 'triptych[vllm]', or generation_backend: sampler"
+        hint = "pip install 'triptych-rlhf[vllm]', or generation_backend: sampler"
         findings.append(
             Finding("generation_backend is vllm, and vLLM is not installed", where, hint, "no-vllm")
         )

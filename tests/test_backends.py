@@ -128,7 +128,7 @@ def test_without_vllm_plan_and_stage_say_how_to_get_it(inputs, tmp_path):
     if "vllm" not in sys.modules and not _installed():
         assert codes == ["no-vllm", "vllm-qlora"]
         assert [finding.hint for finding in told] == [
-            "pip install 'triptych[vllm]', or generation_backend: sampler"
+            "pip install 'triptych-rlhf[vllm]', or generation_backend: sampler"
         ]
         with pytest.raises(ModelError, match="vLLM cannot be imported"):
             open_setting(stage_context(tmp_path, config(generation_backend="vllm"), inputs))

@@ -59,7 +59,7 @@ class VllmBackend:
         except ImportError as error:
             raise ModelError(
                 "generation_backend is vllm, and vLLM cannot be imported",
-                hint="pip install 'triptych[vllm]', or generation_backend: sampler",
+                hint="pip install 'triptych-rlhf[vllm]', or generation_backend: sampler",
                 code="no-vllm",
             ) from error
         self._sampling, self._request = vllm.SamplingParams, LoRARequest
