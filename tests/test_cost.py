@@ -215,6 +215,7 @@ def test_the_price_is_the_time_times_the_run_files_price(tmp_path, clock, capsys
 
 
 def test_the_currency_stands_wherever_a_price_does(tmp_path, clock, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     engine = Engine(tmp_path / "work")
     engine.run_here("price_per_hour=36", "currency=EUR", "first.pause_seconds=10")
     monkeypatch.chdir(engine.folder)

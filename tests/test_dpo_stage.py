@@ -149,8 +149,8 @@ def test_another_parent_computes_its_own_reference(tiny_base, sft, tmp_path):
 def test_a_reference_that_is_not_the_policy_stops_the_stage(tiny_base, sft, tmp_path, monkeypatch):
     real = dpo_module.reference_logps
 
-    def shifted(*arguments):
-        logps, computed = real(*arguments)
+    def shifted(*arguments, **options):
+        logps, computed = real(*arguments, **options)
         return {"chosen": logps["chosen"] - 1, "rejected": logps["rejected"]}, computed
 
     monkeypatch.setattr(dpo_module, "reference_logps", shifted)

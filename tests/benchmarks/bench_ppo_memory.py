@@ -144,7 +144,7 @@ def _sft_peak(inputs: dict[str, Checkpoint], tuning: TuningConfig, *, batch: int
 def _ppo_peaks(inputs: dict[str, Checkpoint], config: PPOConfig) -> dict[str, int]:
     causal_lm = load_base(inputs["base"], config.model, config.tuning)
     held = bytes_of(causal_lm)
-    opened, ppo_roles.load_base = ppo_roles.load_base, lambda *_: causal_lm
+    opened, ppo_roles.load_base = ppo_roles.load_base, lambda *_, **__: causal_lm
     peaks = {}
     with LiveBytes() as live:
 
