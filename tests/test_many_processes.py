@@ -91,6 +91,21 @@ def test_layers_in_parts_are_recomputed_where_asked(world: Path, stage: str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "setting"),
+    [("dpo", "dpo.per_device_train_batch_size=1"), ("ppo", "ppo.num_mini_batches=8")],
+)
+def test_a_rank_without_rows_runs_the_layers_with_the_others(world: Path, stage: str, setting: str) -> None:
+    # One row a step: the second rank has none, and the first one needs its parts of the layers.
+    alone = run_alone(world, setting, store="single_rows", until=stage)
+    both = run(world, TWO, PARTS, setting, store="single_rows_in_parts", until=stage)
+
+    assert alone == both.returncode == 0, both.stderr
+    assert_same_metrics(world, "single_rows", "single_rows_in_parts", stage, within=1e-4)
+    assert weight_distance(world, "single_rows", "single_rows_in_parts", stage) < 1e-5
+
+
+@pytest.mark.slow
 def test_a_base_in_parts_goes_on_after_a_kill_and_one_process_may_go_on_for_it(world: Path) -> None:
     assert run_alone(world, *LONGER, store="longer", until="reward") == 0
     child, ranks = run_until_step(world, TWO, PARTS, *LONGER, store="cut", until="reward", step=4)

@@ -62,6 +62,20 @@ def test_a_rank_holds_its_part_of_each_layer_and_adapters_whole(tmp_path, ranks)
     assert not any(isinstance(value, DTensor) for value in trained)
 
 
+def test_a_layer_is_in_parts_again_after_its_pass(tmp_path, ranks):
+    from transformers import AutoModelForCausalLM
+
+    tiny_model(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).requires_grad_(False)
+    cut_layers(model, ranks, "cpu")
+    before = held(model)
+
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[1, 2, 3]]))
+
+    assert held(model) == before
+
+
 def test_the_plan_counts_what_a_rank_holds(tmp_path, ranks):
     from transformers import AutoConfig, AutoModelForCausalLM
 
