@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,8 +34,7 @@ def many_findings(
     """
     if not accelerate.is_many:
         return [_place(finding) for finding in _alone(accelerate)]
-    findings = _kind(spec, accelerate) or _package(accelerate)
-    findings += [*_machines(accelerate), *_config_file(accelerate)]
+    findings = [*_kind(spec, accelerate), *_machines(accelerate), *_config_file(accelerate)]
     visible, local = cards(), accelerate.num_processes // max(1, accelerate.num_machines)
     if 0 < visible < local:
         message = f"{local} processes on this machine, but {visible} visible GPUs"
@@ -72,13 +70,6 @@ def _kind(spec: StageSpec, accelerate: AccelerateConfig) -> list[Finding]:
         message = f"a {spec.kind} stage cannot be trained with {backend}"
         return [Finding(message, "backend", f"backend: {spec.backends[0]}", "not-for-many")]
     return []
-
-
-def _package(accelerate: AccelerateConfig) -> list[Finding]:
-    if accelerate.backend != "deepspeed" or importlib.util.find_spec("deepspeed") is not None:
-        return []
-    message = "backend is deepspeed, and DeepSpeed is not installed"
-    return [Finding(message, "backend", "pip install deepspeed, or backend: ddp", "no-deepspeed")]
 
 
 def _machines(accelerate: AccelerateConfig) -> list[Finding]:

@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck
 from pipeline.errors import Finding
-from pipeline.memory.activations import Pass
 from pipeline.memory.work import Decoding, Workload
 from stages import rewarded
 from stages.config import TrainingConfig
@@ -97,18 +96,11 @@ def check_groups(stage: StageCheck) -> Sequence[Finding]:
 def group_memory(stage: StageCheck) -> Workload:
     """Say what sampling, paying and training hold: a step's responses are all sampled and paid at once."""
     config: Any = stage.config
-    rows, responses = config.per_device_train_batch_size, config.responses_per_step
-    paid = "reward" in stage.roles
-    step = Pass(
-        rows * config.max_length,
-        config.max_length,
-        rows * config.max_new_tokens,
-        checkpointing=config.tuning.gradient_checkpointing,
-    )
+    responses, paid = config.responses_per_step, "reward" in stage.roles
     return Workload(
         config.model,
         config.tuning,
-        step,
+        rewarded.sampled_pass(config),
         trained=1,
         # The reference, the reward model, and a copy of the start that is compared with at the end.
         frozen=int(config.beta > 0) + int(paid) + 1,

@@ -16,7 +16,6 @@ from pipeline.config.run import ModelConfig, TuningConfig
 from pipeline.config.strict import NOT_IN_KEY, StrictModel
 from pipeline.contract import ArtifactKind, InputSlot, StageCheck, StageContext, StageResult, StageSpec
 from pipeline.errors import Finding
-from pipeline.memory.activations import Pass
 from pipeline.memory.work import Decoding, Workload
 from stages import rewarded
 from stages.tuning import parts_findings, refuse_full
@@ -280,17 +279,10 @@ def reward_findings(name: str, config: PPOConfig, roles: Collection[str]) -> lis
 def memory(stage: StageCheck) -> Workload:
     """Say what the four roles hold, in sampling and in the update."""
     config: PPOConfig = stage.config
-    rows = config.per_device_train_batch_size
-    step = Pass(
-        rows * config.max_length,
-        config.max_length,
-        rows * config.max_new_tokens,
-        checkpointing=config.tuning.gradient_checkpointing,
-    )
     return Workload(
         config.model,
         config.tuning,
-        step,
+        rewarded.sampled_pass(config),
         trained=2 if config.value_on == "adapter" else 1,
         frozen=2 if "reward" in stage.roles else 1,
         heads=1 if config.value_on else 0,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.contract import ArtifactKind, Checkpoint, InputSlot, StageCheck
 from pipeline.errors import Finding, UserError
+from pipeline.memory.activations import Pass
 
 POLICY = InputSlot((ArtifactKind.ADAPTER,), help="the SFT adapter: start and reference")
 REWARD_MODEL = InputSlot((ArtifactKind.REWARD_MODEL,), required=False, help="the reward model")
@@ -20,6 +22,17 @@ WATCH = InputSlot(
     help="a Python file with score(prompt, response, row), watched and never trained on",
 )
 PROMPTS = InputSlot((ArtifactKind.PROMPTS,), help="prompts to answer")
+
+
+def sampled_pass(config: Any) -> Pass:
+    """Return the pass with gradients of one micro-batch of responses, for the memory plan."""
+    rows = config.per_device_train_batch_size
+    return Pass(
+        rows * config.max_length,
+        config.max_length,
+        rows * config.max_new_tokens,
+        checkpointing=config.tuning.gradient_checkpointing,
+    )
 
 
 def no_reward(stage: str) -> Finding:

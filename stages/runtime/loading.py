@@ -106,15 +106,14 @@ def load_base(
             where, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     _raise(_weight_findings(where, report))
+    loaded.requires_grad_(False)
     if "quantization_config" not in options and "device_map" not in options:
         if ranks.place.in_parts:
             from stages.runtime.parts import cut_layers
 
-            loaded.requires_grad_(False)
             cut_layers(loaded, ranks, device().type)
         loaded = loaded.to(device())
     _keep_cpu_4bit_unpacked(loaded)
-    loaded.requires_grad_(False)
     loaded.eval()
     if tuning is not None and tuning.activation_offloading:
         offload_activations(backbone(loaded))
